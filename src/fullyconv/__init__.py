@@ -1,0 +1,109 @@
+"""Fully convolutional networks for semantic segmentation.
+
+Names are resolved when they are first used, so that importing the package loads neither torch nor Pillow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fullyconv.errors import (
+    AlignmentError,
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    ExportError,
+    FullyConvError,
+    ImageError,
+    SurgeryError,
+    TrainingError,
+    UnknownName,
+)
+
+if TYPE_CHECKING:
+    from fullyconv import presets
+    from fullyconv.build import build
+    from fullyconv.checking import check
+    from fullyconv.checkpoint import load, save
+    from fullyconv.config import Classes, ModelConfig, Recipe
+    from fullyconv.datasets import dataset
+    from fullyconv.evaluation import evaluate
+    from fullyconv.explain import explain
+    from fullyconv.geometry import Grid
+    from fullyconv.inference import Predictor, tiled, whole
+    from fullyconv.model import FCN
+    from fullyconv.segmentation import Segmentation
+    from fullyconv.surgery import convolutionalize
+    from fullyconv.training import train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "build": "fullyconv.build",
+    "check": "fullyconv.checking",
+    "load": "fullyconv.checkpoint",
+    "save": "fullyconv.checkpoint",
+    "Classes": "fullyconv.config",
+    "ModelConfig": "fullyconv.config",
+    "Recipe": "fullyconv.config",
+    "dataset": "fullyconv.datasets",
+    "evaluate": "fullyconv.evaluation",
+    "explain": "fullyconv.explain",
+    "Grid": "fullyconv.geometry",
+    "Predictor": "fullyconv.inference",
+    "tiled": "fullyconv.inference",
+    "whole": "fullyconv.inference",
+    "FCN": "fullyconv.model",
+    "Segmentation": "fullyconv.segmentation",
+    "convolutionalize": "fullyconv.surgery",
+    "train": "fullyconv.training",
+}
+
+__all__ = [
+    "FCN",
+    "AlignmentError",
+    "CheckpointError",
+    "Classes",
+    "ConfigError",
+    "DatasetError",
+    "ExportError",
+    "FullyConvError",
+    "Grid",
+    "ImageError",
+    "ModelConfig",
+    "Predictor",
+    "Recipe",
+    "Segmentation",
+    "SurgeryError",
+    "TrainingError",
+    "UnknownName",
+    "__version__",
+    "build",
+    "check",
+    "convolutionalize",
+    "dataset",
+    "evaluate",
+    "explain",
+    "load",
+    "presets",
+    "save",
+    "tiled",
+    "train",
+    "whole",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "presets":
+        return importlib.import_module("fullyconv.presets")
+    if name not in _HOME:
+        raise AttributeError(f"module 'fullyconv' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    # `build` and `explain` are modules too, and importing one binds the module to this name.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
