@@ -1,0 +1,345 @@
+"""Image in, maps out: classifiers by name, with the taps at which a head may read them.
+
+A backbone is data: a line in `BACKBONES`. Surgery is general, so channels, strides, offsets and receptive fields are
+measured from the net, never typed in. ``timm/<name>`` needs no line. An object is taken wherever a name is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import urllib.error
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from fullyconv.config import INPUTS, InputConfig
+from fullyconv.errors import AlignmentError, CheckpointError, ConfigError, SurgeryError, UnknownName
+from fullyconv.geometry import Grid
+from fullyconv.locate import Located, Lost, Place, locate, locate_outputs, positions
+from fullyconv.lookup import lookup
+from fullyconv.surgery import Plan, cut, find_taps, plan, transplant
+from fullyconv.weights import read_weights
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A map that a backbone offers.
+
+    Attributes:
+        channels: of the map.
+        grid: where its cells lie on the picture that goes in.
+        surplus: cells beyond size / stride, at sizes that are multiples of the coarsest stride; negative for nets that
+            do not pad.
+    """
+
+    channels: int
+    grid: Grid
+    surplus: int = 0
+
+
+class Backbone(nn.Module):
+    """Image (B, C, H, W) float -> maps by tap name, finest first.
+
+    Attributes:
+        taps: what there is to read, finest first.
+        input: the preprocessing that its weights expect.
+        minimum: pixels along one side from which on every map inside has a cell.
+        plan: the surgery that made it, or None where there was none to do.
+    """
+
+    def __init__(
+        self, net: nn.Module, taps: Mapping[str, Tap], *, input: InputConfig, minimum: int = 1, plan: Plan | None = None
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.taps = dict(taps)
+        self.input = input
+        self.minimum = minimum
+        self.plan = plan
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        maps = self.net(image)
+        return dict(zip(self.taps, maps.values() if isinstance(maps, dict) else maps, strict=True))
+
+    def extra_repr(self) -> str:
+        return "\n".join(f"{name}: {tap.channels} channels, {tap.grid}" for name, tap in self.taps.items())
+
+
+class TinyVGG(nn.Module):
+    """Five blocks of convolution and pooling and two linear layers: a VGG that a laptop trains in a minute.
+
+    For demonstrations and tests: it has a flatten and hidden linear layers as the paper's nets have, 0.5 M parameters,
+    and needs no download. Made for 96x96 pictures.
+    """
+
+    def __init__(self, classes: int = 8) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for width in (16, 32, 48, 64, 96):
+            convolution = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+            inputs = width
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Linear(inputs * 3 * 3, 192), nn.ReLU(inplace=True), nn.Dropout(0.1), nn.Linear(192, classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 96, 96) -> class scores (B, classes)."""
+        scores: Tensor = self.classifier(torch.flatten(self.features(x), 1))
+        return scores
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One line of the table of backbones.
+
+    Attributes:
+        torchvision: name there; "" for a net of our own.
+        weights: torchvision's name of the published weights; "" where there are none.
+        image_size: side of the picture that the classifier was made for.
+        taps: names for taps and the modules whose output they are, finest first; empty: one tap a stride, named
+            ``stride2``, ``stride4``, ..., each the last map through which all that is coarser must pass.
+        make: builds a net of our own.
+    """
+
+    torchvision: str = ""
+    weights: str = "IMAGENET1K_V1"
+    image_size: int = 224
+    taps: Mapping[str, str] = field(default_factory=dict)
+    make: Callable[[], nn.Module] | None = None
+
+    def classifier(self) -> nn.Module:
+        """The classifier with fresh random weights."""
+        if self.make is not None:
+            return self.make()
+        import torchvision
+
+        with warnings.catch_warnings():
+            # GoogLeNet announces a future default of init_weights, which is what we want.
+            warnings.simplefilter("ignore", FutureWarning)
+            net: nn.Module = torchvision.models.get_model(self.torchvision, weights=None)
+        return net
+
+
+def _vgg(name: str, pools: tuple[int, ...]) -> Spec:
+    taps = {f"pool{i}": f"features.{layer}" for i, layer in enumerate(pools, start=1)}
+    return Spec(name, taps=taps | {"fc7": "classifier.5"})
+
+
+BACKBONES: Mapping[str, Spec] = {
+    "alexnet": Spec("alexnet", taps={"pool1": "features.2", "pool2": "features.5", "fc7": "classifier.5"}),
+    "vgg11": _vgg("vgg11", (2, 5, 10, 15)),
+    "vgg13": _vgg("vgg13", (4, 9, 14, 19)),
+    "vgg16": _vgg("vgg16", (4, 9, 16, 23)),
+    "vgg19": _vgg("vgg19", (4, 9, 18, 27)),
+    "vgg11_bn": _vgg("vgg11_bn", (3, 7, 14, 21)),
+    "vgg13_bn": _vgg("vgg13_bn", (6, 13, 20, 27)),
+    "vgg16_bn": _vgg("vgg16_bn", (6, 13, 23, 33)),
+    "vgg19_bn": _vgg("vgg19_bn", (6, 13, 26, 39)),
+    "googlenet": Spec("googlenet"),
+    "squeezenet1_0": Spec("squeezenet1_0"),
+    "squeezenet1_1": Spec("squeezenet1_1"),
+    "resnet18": Spec("resnet18"),
+    "resnet34": Spec("resnet34"),
+    "resnet50": Spec("resnet50", weights="IMAGENET1K_V2"),
+    "resnet101": Spec("resnet101", weights="IMAGENET1K_V2"),
+    "resnet152": Spec("resnet152", weights="IMAGENET1K_V2"),
+    "mobilenet_v2": Spec("mobilenet_v2", weights="IMAGENET1K_V2"),
+    "mobilenet_v3_small": Spec("mobilenet_v3_small"),
+    "mobilenet_v3_large": Spec("mobilenet_v3_large", weights="IMAGENET1K_V2"),
+    "densenet121": Spec("densenet121"),
+    "efficientnet_b0": Spec("efficientnet_b0"),
+    "convnext_tiny": Spec("convnext_tiny"),
+    "tinyvgg": Spec(make=TinyVGG, weights="", image_size=96),
+}
+
+
+def backbone(
+    name: str | nn.Module, *, weights: str | None = None, input: InputConfig | None = None, image_size: int = 224
+) -> Backbone:
+    """A backbone by name, or from a net of your own.
+
+    Args:
+        name: a name in `BACKBONES`, ``timm/<name>``, or a module: a classifier, which goes through surgery, or a net
+            that returns one or several maps, which is taken as it is.
+        weights: "default" (the published ones), a .safetensors or .pth file of the classifier's weights, or None for
+            random ones (a module keeps its own).
+        input: the preprocessing that the weights expect; None: the published weights' own.
+        image_size: side of the picture that a module of your own was made for, in pixels.
+
+    Raises:
+        UnknownName: no such backbone.
+        SurgeryError: the classifier cannot be made fully convolutional; says where and why.
+        ConfigError: the published weights cannot be had.
+        CheckpointError: the file of weights does not fit.
+
+    Example:
+        >>> sorted(backbone("resnet18").taps)
+        ['stride16', 'stride2', 'stride32', 'stride4', 'stride8']
+    """
+    if isinstance(name, nn.Module):
+        return _from_object(name, input or INPUTS["imagenet"], image_size)
+    if name.startswith("timm/"):
+        return _from_timm(name.removeprefix("timm/"), weights, input)
+    spec = lookup("backbone", name, BACKBONES)
+    made = _from_classifier(spec.classifier(), spec.taps, spec.image_size, input or INPUTS["imagenet"])
+    if weights == "default":
+        transplant_all(_published(name, spec), made, f"the published weights of {name}")
+    elif weights is not None:
+        transplant_all(read_weights(weights), made, weights)
+    return made
+
+
+@functools.lru_cache(maxsize=64)
+def describe(name: str) -> Backbone:
+    """A backbone by name on the meta device: its taps and its surgery, without memory for weights or time for them.
+
+    Raises:
+        UnknownName, SurgeryError: as `backbone`.
+    """
+    with torch.device("meta"):
+        return backbone(name)
+
+
+def transplant_all(source: Mapping[str, Tensor], target: Backbone, origin: str) -> None:
+    """Give every parameter of a backbone its value from a classifier's weights.
+
+    Raises:
+        CheckpointError: some parameter gets none; lists them.
+    """
+    done = transplant(source, target.net)
+    if done.missing:
+        raise CheckpointError(
+            f"{origin}: fits {len(done.used)} of the backbone's {len(done.used) + len(done.missing)} tensors; missing "
+            f"{', '.join(done.missing[:3])}{', ...' if len(done.missing) > 3 else ''}, and it has "
+            f"{', '.join(done.unexpected[:3]) or 'nothing else'}; expected the state dict of this classifier",
+            missing=done.missing,
+            unexpected=done.unexpected,
+        )
+
+
+def _published(name: str, spec: Spec) -> Mapping[str, Tensor]:
+    if not spec.weights:
+        raise ConfigError(f"no weights are published for {name}; use --weights none or a file", where="model.weights")
+    import torchvision
+
+    try:
+        entry = torchvision.models.get_model_weights(spec.torchvision)[spec.weights]
+        state: Mapping[str, Tensor] = entry.get_state_dict(progress=True, check_hash=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"the published weights of {name} cannot be downloaded ({error}); give a local file with --weights FILE, "
+            "or train from random ones with --weights none",
+            where="model.weights",
+        ) from None
+    return state
+
+
+def _from_classifier(
+    classifier: nn.Module, names: Mapping[str, str], image_size: int, input: InputConfig, *, verify: bool = False
+) -> Backbone:
+    channels = len(input.mean)
+    surgery = plan(classifier, image_size=image_size, channels=channels)
+    if verify:
+        surgery.apply()
+    dense = surgery.apply(padding="same", verify=False)
+    # A multiple of the coarsest stride, so that the number of cells tells how many the borders cost.
+    size = -(-image_size // surgery.stride) * surgery.stride
+    located = locate(dense, channels=channels, size=(size, size))
+    if names:
+        taps = {name: path.replace(".", "_") for name, path in names.items()}
+    else:
+        taps = {f"stride{stride}": node for stride, node in find_taps(dense, surgery.scores, located).items()}
+    measured = {name: _measure(name, located[node], size) for name, node in taps.items()}
+    trunk = cut(dense, list(taps.values()))
+    inside = {node.name for node in trunk.graph.nodes}
+    lacking = [
+        (1 - (located[node].shape[2] - size / place.grid.stride)) * place.grid.stride
+        for node, place in positions(located)
+        if node in inside
+    ]
+    return Backbone(trunk, measured, input=input, minimum=math.ceil(max(lacking)), plan=surgery)
+
+
+def _measure(name: str, located: Located, size: int) -> Tap:
+    place = located.where
+    if not isinstance(place, Place) or place.axes != (-2, -1) or len(located.shape) != 4:
+        reason = place.reason if isinstance(place, Lost) else f"it has shape {located.shape}, expected (B, C, h, w)"
+        raise SurgeryError(f"the map '{name}' lies nowhere on the picture: {reason}", path=name)
+    try:
+        grid = place.grid
+    except AlignmentError as error:
+        raise SurgeryError(f"the map '{name}': {error}", path=name) from None
+    return Tap(located.shape[1], grid, located.shape[2] - int(size / grid.stride))
+
+
+def _from_maps(net: nn.Module, outputs: list[Located], input: InputConfig, size: int, names: list[str]) -> Backbone:
+    taps = {name: _measure(name, entry, size) for name, entry in zip(names, outputs, strict=True)}
+    return Backbone(net, taps, input=input)
+
+
+class _OneMap(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.net(image),)
+
+
+def _from_object(net: nn.Module, input: InputConfig, image_size: int) -> Backbone:
+    if isinstance(net, Backbone):
+        return net
+    channels = len(input.mean)
+    outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))
+    if all(len(out.shape) == 4 and out.shape[2] > 1 for out in outputs):
+        strides = [_measure(f"output {i}", out, image_size).grid.stride for i, out in enumerate(outputs)]
+        names = [f"stride{float(s):g}" for s in strides]
+        size = -(-image_size // int(max(strides))) * int(max(strides))
+        outputs = locate_outputs(net, channels=channels, size=(size, size))
+        return _from_maps(net if len(outputs) > 1 else _OneMap(net), outputs, input, size, names)
+    return _from_classifier(net, {}, image_size, input, verify=True)
+
+
+def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Backbone:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        import difflib
+
+        known = timm.list_models()
+        raise UnknownName("timm model", name, difflib.get_close_matches(name, known, n=3), known[:20])
+    overlay: dict[str, Any] = {"file": str(Path(weights))} if weights not in (None, "default") else {}
+    try:
+        net = timm.create_model(
+            name, features_only=True, pretrained=weights is not None, pretrained_cfg_overlay=overlay or None
+        )
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        raise SurgeryError(f"timm/{name} gives no maps (features_only): {str(error).strip().splitlines()[0]}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"the weights of timm/{name} cannot be had ({error}); give a local file with --weights FILE, or train from "
+            "random ones with --weights none",
+            where="model.weights",
+        ) from None
+    settings = net.pretrained_cfg if hasattr(net, "pretrained_cfg") else net.default_cfg
+    if input is None:
+        scaled = {key: tuple(255 * v for v in settings[key]) for key in ("mean", "std")}
+        input = InputConfig(mean=scaled["mean"], std=scaled["std"])
+    reductions = [int(r) for r in net.feature_info.reduction()]
+    side = max(reductions)
+    size = -(-int(settings["input_size"][-1]) // side) * side
+    outputs = locate_outputs(net, channels=len(input.mean), size=(size, size))
+    names = [f"stride{r}" for r in reductions]
+    if len(set(names)) < len(names):
+        names = [f"{n}_{i}" if names.count(n) > 1 and n in names[i + 1 :] else n for i, n in enumerate(names)]
+    return _from_maps(net, outputs, input, size, names)

@@ -1,0 +1,233 @@
+"""A model is a folder: ``config.json`` says what it is, ``model.safetensors`` holds its tensors. No pickle anywhere.
+
+A folder is written beside its place, flushed to the disk and renamed, so that what stands there is always whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fullyconv import __version__
+from fullyconv.build import build
+from fullyconv.config import Classes, ModelConfig
+from fullyconv.errors import CheckpointError, ConfigError
+from fullyconv.model import FCN
+from fullyconv.weights import read_metadata, read_weights, write_weights
+
+FORMAT = 1
+"""Rises when the meaning of a field changes."""
+
+
+def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, Any] | None = None) -> Path:
+    """Write a model as a folder, whole or not at all; one that stands there is replaced.
+
+    Args:
+        model: built by `fullyconv.build`.
+        folder: where to.
+        provenance: how it came to be (recipe, step, data, scores, seed, versions): anything JSON can hold.
+
+    Raises:
+        CheckpointError: the model was not built from a config, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile, fullyconv
+        >>> model = fullyconv.build(fullyconv.presets.fcn32s("tinyvgg", classes=2, weights=None))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = load(save(model, f"{folder}/model"))
+        >>> again.heads["out"].classes
+        2
+    """
+    if model.config is None:
+        raise CheckpointError("a model that was not made by fullyconv.build has no config to save")
+    config = {
+        "format": FORMAT,
+        "written_by": f"fullyconv {__version__}",
+        "model": model.config.model_dump(mode="json"),
+        "classes": {head: table.model_dump(mode="json") for head, table in model.classes.items()},
+        "provenance": {"written_at": datetime.now(UTC).isoformat(timespec="seconds"), **(provenance or {})},
+    }
+    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+
+    def write(place: Path) -> None:
+        (place / "config.json").write_text(text, encoding="utf-8")
+        metadata = {"format": str(FORMAT), "config_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        write_weights(place / "model.safetensors", model.state_dict(), metadata)
+
+    return write_folder(folder, write)
+
+
+def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> FCN:
+    """Read a model folder; the model is in evaluation mode.
+
+    Args:
+        folder: as `save` wrote it.
+        device: where to put it.
+        backbone: the object that the model was built on, where that was not one of ours by name.
+
+    Raises:
+        CheckpointError: something is missing, damaged, of a newer format, or does not fit; says what.
+    """
+    folder = Path(folder)
+    _recover(folder)
+    config_file = folder / "config.json"
+    data = read_json(config_file)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise CheckpointError(f"{config_file}: format {found!r}; this version of fullyconv reads format {FORMAT}")
+    tables = data.get("classes", {})
+    if not isinstance(tables, dict):
+        raise CheckpointError(f"{config_file}: classes is {type(tables).__name__}, expected tables by head name")
+    try:
+        config = ModelConfig.parse(data.get("model"), source=str(config_file))
+        classes = {head: Classes.parse(table, source=f"{config_file}: classes") for head, table in tables.items()}
+        model = build(config, weights=False, backbone=backbone, classes=classes)
+    except ConfigError as error:
+        hint = "; if the backbone is a net of your own, pass it as backbone=" if "no backbone" in str(error) else ""
+        raise CheckpointError(f"{config_file}: {error}{hint}") from None
+    weights_file = folder / "model.safetensors"
+    tensors = read_weights(weights_file)
+    expected = read_metadata(weights_file).get("config_sha256")
+    if expected is not None and expected != hashlib.sha256(config_file.read_bytes()).hexdigest():
+        raise CheckpointError(
+            f"{folder}: config.json is not the one that model.safetensors was written with; restore both from one save"
+        )
+    load_strictly(model, tensors, str(weights_file))
+    return model.to(device).eval()
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Give every tensor of a model its value, and leave none over.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected and of another shape.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors]
+    unexpected = [name for name in tensors if name not in own]
+    reshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    if missing or unexpected or reshaped:
+        parts = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+        said = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in parts.items() if names)
+        raise CheckpointError(
+            f"{origin}: does not fit the model: {said}", missing=missing, unexpected=unexpected, reshaped=reshaped
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def save_state(folder: str | PathLike[str], tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write what training needs to go on: tensors by name, and plain data, as one folder, whole or not at all."""
+
+    def write(place: Path) -> None:
+        write_weights(place / "state.safetensors", tensors, {"format": str(FORMAT)})
+        (place / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    return write_folder(folder, write)
+
+
+def load_state(folder: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        CheckpointError: nothing there, or damaged.
+    """
+    folder = Path(folder)
+    _recover(folder)
+    state = read_json(folder / "state.json")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder / 'state.json'}: holds {type(state).__name__}, expected an object")
+    return read_weights(folder / "state.safetensors"), state
+
+
+def read_json(path: str | PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; expected a folder that fullyconv wrote") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def write_json(path: str | PathLike[str], data: Any) -> Path:
+    """Write a JSON file, whole or not at all."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _flush(beside)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Let ``write`` fill a new folder, flush it to the disk, then put it in the place of ``folder``.
+
+    A process that is killed in between leaves the old folder, at its place or as ``.NAME.previous``, from where
+    `load` and `load_state` bring it back.
+
+    Raises:
+        CheckpointError: the disk is full, the place read-only or the like; the old folder stands.
+    """
+    folder = Path(folder)
+    fresh, previous = folder.with_name(f".{folder.name}.{os.getpid()}.tmp"), _previous(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        write(fresh)
+        for file in fresh.iterdir():
+            _flush(file)
+        _recover(folder)
+        if folder.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+        fresh.rename(folder)
+        _flush(folder.parent)
+        shutil.rmtree(previous, ignore_errors=True)
+    except Exception as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _recover(folder)
+        # The writer of safetensors reports a full disk in a class of its own.
+        if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
+            raise CheckpointError(f"{folder}: cannot be written: {error}") from None
+        raise
+    return folder
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _recover(folder: Path) -> None:
+    """Undo a replacement that was cut off between its two renames."""
+    if not folder.exists() and _previous(folder).exists():
+        _previous(folder).rename(folder)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

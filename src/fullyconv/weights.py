@@ -1,0 +1,81 @@
+"""Files of tensors: reads .safetensors and .pth, writes .safetensors. Nothing that is read can run code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fullyconv.errors import CheckpointError
+
+
+def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors file, or from a .pth, .pt or .bin that holds a state dict.
+
+    A state dict may lie under ``state_dict`` or ``model``, and names may begin with ``module.``, as training scripts
+    leave them.
+
+    Raises:
+        CheckpointError: no such file, not such a file, or a .pth that holds anything but tensors and plain data (it is
+            read with ``weights_only=True``, so that it cannot run code).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected weights (.safetensors or .pth)")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: not a whole .safetensors file: {error}") from None
+    if path.suffix not in {".pth", ".pt", ".bin"}:
+        raise CheckpointError(f"{path}: cannot tell what it holds; expected a name ending in .safetensors or .pth")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        line = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path}: holds more than tensors, and reading the rest could run code; save the state_dict alone "
+            f"({line:.120})"
+        ) from None
+    except Exception as error:  # torch.load raises whatever its many readers raise
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: not a file of PyTorch weights: {line:.160}") from None
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(data, dict) and isinstance(data.get(key), dict):
+            data = data[key]
+    tensors = {k: v for k, v in data.items() if isinstance(v, Tensor)} if isinstance(data, dict) else {}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds {type(data).__name__} without tensors; expected a state dict")
+    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def write_weights(path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors to a .safetensors file; they are made contiguous, and those that share storage are copied."""
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(own, path, metadata=dict(metadata))
+
+
+def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
+    """The string metadata of a .safetensors file.
+
+    Raises:
+        CheckpointError: the file's header is not whole.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            metadata = json.loads(file.read(length)).get("__metadata__", {})
+    except (OSError, struct.error, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a whole .safetensors file: {error}") from None
+    return {str(k): str(v) for k, v in metadata.items()}
