@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from fullyconv.geometry import Grid
 
 
@@ -124,7 +126,7 @@ class ImageError(FullyConvError):
         path: the file.
     """
 
-    def __init__(self, path: str | Path, message: str) -> None:
+    def __init__(self, path: str | PathLike[str], message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = Path(path)
 

@@ -1,0 +1,63 @@
+"""What a data set is: pictures with label maps, by number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fullyconv.config import Classes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its labels.
+
+    Attributes:
+        name: unique within its data set; for files, the path below the split without the suffix.
+        image: (H, W, 3) uint8 RGB.
+        labels: for each head ("out" where there is one) (H, W) uint8 or uint16 channel numbers, void where unknown.
+        notes: what was done in reading that the eye may not expect.
+    """
+
+    name: str
+    image: npt.NDArray[np.uint8]
+    labels: Mapping[str, npt.NDArray[Any]]
+    notes: tuple[str, ...] = ()
+
+
+class SegmentationDataset(Protocol):
+    """Pictures with label maps, by number; anything with these members will do.
+
+    Attributes:
+        name: of the data set: "folder", "scenes".
+        split: "train", "val", "test".
+        classes: for each head, its table of classes.
+        names: of the samples, in order; a run records them.
+        notes: what was recognised, chosen or left out when it was opened, as sentences for the user.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def classes(self) -> Mapping[str, Classes]: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read sample ``index``; raises `ImageError` where a file cannot be used."""
+        ...
+
+    def paths(self, index: int) -> tuple[Path | None, Path | None]:
+        """The files of picture and labels of sample ``index``; None where there is none, as in generated data."""
+        ...

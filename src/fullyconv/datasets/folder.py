@@ -1,0 +1,375 @@
+"""Pictures and label maps in a folder, in any of three layouts.
+
+    ROOT/images/{train,val,test}/NAME.*     ROOT/labels/{train,val,test}/NAME.png
+    ROOT/images/NAME.*                      ROOT/labels/NAME.png                    ROOT/{train,val}.txt, optional
+    ROOT/JPEGImages/NAME.jpg                ROOT/SegmentationClass/NAME.png         ROOT/ImageSets/Segmentation/*.txt
+
+and ROOT/classes.txt (one name a line, in order of id) or ROOT/classes.json (id, name, colour, ignore). What was
+recognised is said in `Folder.notes`; what cannot be recognised for certain is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+from fullyconv.config import Classes, voc_colour
+from fullyconv.datasets.base import Sample
+from fullyconv.errors import DatasetError, ImageError
+from fullyconv.images import SUFFIXES, label_values, read_image, read_labels
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "SegmentationClass")
+LIST_FOLDERS = (".", "ImageSets/Segmentation", "splits", "lists")
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
+VOID_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore"})
+VAL_SHARE = 0.1
+"""Share of the pictures that is drawn for val where the folder has no val split."""
+
+# fmt: off
+VOC_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One split of a folder of pictures and label maps; see `SegmentationDataset`.
+
+    Attributes:
+        root: the folder.
+        split: as asked for.
+        classes: ``{"out": table}``.
+        names: paths below the split without suffix, with forward slashes, sorted.
+        files: picture and label map of each name.
+        notes: what was recognised, chosen or left out.
+        unpaired: pictures of this split without a label map and the reverse, left out of ``names``.
+    """
+
+    root: Path
+    split: str
+    classes: Mapping[str, Classes]
+    names: Sequence[str]
+    files: Sequence[tuple[Path, Path]]
+    notes: Sequence[str] = ()
+    unpaired: Sequence[Path] = ()
+    name: str = field(default="folder", init=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read sample ``index``; raises `ImageError` where a file cannot be used."""
+        image_path, label_path = self.files[index]
+        image = read_image(image_path)
+        labels = read_labels(label_path, classes=self.classes["out"], size=image.pixels.shape[:2])
+        return Sample(self.names[index], image.pixels, {"out": labels}, image.notes)
+
+    def paths(self, index: int) -> tuple[Path, Path]:
+        """The files of picture and label map of sample ``index``."""
+        return self.files[index]
+
+
+def open_folder(root: str | PathLike[str], *, split: str = "train", seed: int = 0) -> Folder:
+    """Open one split of a folder, whatever of the three layouts it has.
+
+    Without a val split, a tenth of train is drawn for it, by a hash of ``seed`` and name: the same pictures on every
+    machine, and each picture stays where it is drawn as long as the folder does not change. Nothing is written.
+
+    Raises:
+        DatasetError: no such folder, no layout that is known, two readings of it, no classes, or nothing that pairs.
+        ConfigError: the table of classes is not valid.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise DatasetError(f"{root}: {found} there; expected a folder with images/, labels/ and classes.txt")
+    notes: list[str] = []
+    images, labels = _halves(root, notes)
+    source = _source(images, labels, split, notes)
+    pictures, maps = _files(source.images, notes), _files(source.labels, notes)
+    listed = None if source.divided else _listed(root, images, pictures, split, notes)
+    wanted = sorted(pictures.keys() | maps.keys() if listed is None else listed)
+    files = {name: (pictures[name], maps[name]) for name in wanted if name in pictures and name in maps}
+    unpaired = [pictures.get(name, maps.get(name, images / name)) for name in wanted if name not in files]
+    if not files:
+        raise DatasetError(_nothing_pairs(root, images, labels, split, unpaired), findings=[str(p) for p in unpaired])
+    names = list(files)
+    if source.draw or (not source.divided and split in ("train", "val") and not _list(root, "val")):
+        names = _draw(names, split, seed, notes)
+    if unpaired:
+        shown = ", ".join(str(path.relative_to(root)) for path in unpaired[:10])
+        more = f" and {len(unpaired) - 10} more" if len(unpaired) > 10 else ""
+        notes.append(f"{len(unpaired)} files have no partner of the same name and are left out: {shown}{more}")
+    classes = _classes(root, labels, [files[name][1] for name in names[:20]], notes)
+    return Folder(root, split, {"out": classes}, names, [files[name] for name in names], notes, unpaired)
+
+
+# Which folders -------------------------------------------------------------------------------------------------------
+
+
+def _halves(root: Path, notes: list[str]) -> tuple[Path, Path]:
+    """The folder of pictures and the folder of label maps."""
+    folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
+    halves = []
+    for kind, known in (("pictures", IMAGE_FOLDERS), ("label maps", LABEL_FOLDERS)):
+        there = [folders[name.lower()] for name in known if name.lower() in folders]
+        if not there:
+            inside = sorted(p.name + "/" * p.is_dir() for p in root.iterdir() if not p.name.startswith("."))
+            below = [p for p in root.iterdir() if p.is_dir() and any((p / name).is_dir() for name in IMAGE_FOLDERS)]
+            raise DatasetError(
+                f"{root}: no folder of {kind}; expected {known[0]}/ (or {', '.join(known[1:])}), "
+                f"found {', '.join(inside[:12]) or 'nothing'}{f'; did you mean {below[0]}?' if len(below) == 1 else ''}"
+            )
+        if len(there) > 1:
+            names = " and ".join(f"{p.name}/" for p in there)
+            if there[0].name.lower() != known[0]:
+                raise DatasetError(f"{root}: {names} could each hold the {kind}; keep one, or name it {known[0]}/")
+            notes.append(f"of {names}, {there[0].name}/ is taken for the {kind}")
+        halves.append(there[0])
+    images, labels = halves
+    if (images.name, labels.name) == ("JPEGImages", "SegmentationClass"):
+        notes.append("PASCAL VOC layout: JPEGImages/, SegmentationClass/, ImageSets/Segmentation/")
+    elif (images.name, labels.name) != ("images", "labels"):
+        notes.append(f"pictures are taken from {images.name}/, label maps from {labels.name}/")
+    return images, labels
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the files of a split lie."""
+
+    images: Path
+    labels: Path
+    divided: bool  # into images/train, images/val, ...
+    draw: bool = False  # val is drawn from train
+
+
+def _source(images: Path, labels: Path, split: str, notes: list[str]) -> _Source:
+    halves = {name: (_subfolder(images, name), _subfolder(labels, name)) for name in {*SPLITS, split}}
+    for name, (picture_half, label_half) in halves.items():
+        if name in (split, "train", "val") and (picture_half is None) != (label_half is None):
+            lacking = labels if label_half is None else images
+            raise DatasetError(f"{picture_half or label_half} has no counterpart; expected {lacking / name}")
+    whole = {name: (p, m) for name, (p, m) in halves.items() if p and m}
+    if not whole:
+        return _Source(images, labels, divided=False)
+    draw = split in ("train", "val") and "val" not in whole
+    wanted = "train" if draw else split
+    if wanted not in whole:
+        raise DatasetError(f"{images}: no split {split!r}; found {', '.join(sorted(whole))}")
+    picture_half, label_half = whole[wanted]
+    for half in (picture_half, label_half):
+        if half.name != wanted:
+            notes.append(f"{half.parent.name}/{half.name} is taken for {wanted}")
+    return _Source(picture_half, label_half, divided=True, draw=draw)
+
+
+def _subfolder(folder: Path, split: str) -> Path | None:
+    there = [folder / name for name in SPLITS.get(split, (split,)) if (folder / name).is_dir()]
+    if len(there) > 1:
+        raise DatasetError(f"{folder}: {' and '.join(p.name for p in there)} could each be {split}; keep one")
+    return there[0] if there else None
+
+
+def _listed(
+    root: Path, images: Path, pictures: Mapping[str, Path], split: str, notes: list[str]
+) -> Sequence[str] | None:
+    """The names of a split in a folder that is not divided; None: all there are."""
+    path = _list(root, split)
+    if path is None and split == "train" and (val := _list(root, "val")):
+        notes.append(f"no list of train: every picture that {val.relative_to(root)} does not name is taken for it")
+        held_out = set(_names(val, images, pictures))
+        return [name for name in pictures if name not in held_out]
+    if path is None and split == "val" and (path := _list(root, "train")):
+        return _names(path, images, pictures)
+    if path is None:
+        if split not in ("train", "val"):
+            raise DatasetError(f"{root}: no split {split!r}; expected {images.name}/{split}/ or {split}.txt")
+        return None
+    names = _names(path, images, pictures)
+    notes.append(f"{split} is what {path.relative_to(root)} names ({len(names)} pictures)")
+    return names
+
+
+def _list(root: Path, split: str) -> Path | None:
+    """The file that names the pictures of a split."""
+    files = [root / folder / f"{name}.txt" for folder in LIST_FOLDERS for name in SPLITS.get(split, (split,))]
+    there = [path for path in files if path.is_file()]
+    if len(there) > 1:
+        raise DatasetError(
+            f"{root}: {' and '.join(str(p.relative_to(root)) for p in there)} could each name {split}; keep one"
+        )
+    return there[0] if there else None
+
+
+def _names(path: Path, images: Path, pictures: Mapping[str, Path]) -> list[str]:
+    """The names that a list holds, a line each: NAME, NAME.jpg, images/NAME.jpg, or one of these and more columns."""
+    names: dict[str, None] = {}  # a set that keeps its order
+    for line in map(_key, map(str.strip, _text(path).splitlines())):
+        if line:
+            forms = [form for text in (line, line.split()[0]) for form in (text, _stem(text))]
+            forms += [form.removeprefix("/").removeprefix(f"{images.name}/") for form in forms]
+            names[next((form for form in forms if form in pictures), _stem(line))] = None
+    return list(names)
+
+
+def _draw(names: list[str], split: str, seed: int, notes: list[str]) -> list[str]:
+    """The part of these names that is ``split``, when val is drawn by hash from them all."""
+    if len(names) < 2:
+        raise DatasetError(f"only one labelled picture ({names[0]}); expected 2 or more, to hold one out for val")
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    count = max(1, round(VAL_SHARE * len(order)))
+    notes.append(
+        f"no val split: {count} of {len(order)} pictures are drawn for it with seed {seed}; "
+        "if neighbours resemble each other, as frames of a video do, give a val split of your own"
+    )
+    return sorted(order[:count] if split == "val" else order[count:])
+
+
+# Which files ---------------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path, notes: list[str]) -> dict[str, Path]:
+    """Pictures below ``folder`` by their path in it without suffix."""
+    found: dict[str, Path] = {}
+    doubles: list[str] = []
+    others = 0
+    for path in _walk(folder):
+        if path.suffix.lower() not in SUFFIXES:
+            others += 1
+            continue
+        name = _stem(_key(path.relative_to(folder).as_posix()))
+        if name in found:
+            doubles.append(f"{found[name]} and {path.name}")
+        found[name] = path
+    if doubles:
+        raise DatasetError(
+            f"{folder}: {len(doubles)} names stand for two files: {'; '.join(doubles[:5])}; keep one of each",
+            findings=doubles,
+        )
+    if others:
+        notes.append(f"{others} files in {folder.name}/ are no pictures by their suffix and are left out")
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        # A link may lead back up; a folder is read once.
+        below[:] = sorted(name for name in below if not name.startswith(".")) if real not in seen else []
+        if real in seen:
+            continue
+        seen.add(real)
+        yield from (Path(parent, n) for n in sorted(names) if not n.startswith(".") and n not in SYSTEM_FILES)
+
+
+def _key(name: str) -> str:
+    # macOS stores é as two code points, everybody else as one.
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+
+
+def _stem(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in SUFFIXES else name
+
+
+def _nothing_pairs(root: Path, images: Path, labels: Path, split: str, unpaired: list[Path]) -> str:
+    pictures = [p.name for p in unpaired if images in p.parents]
+    maps = [p.name for p in unpaired if labels in p.parents]
+    return (
+        f"{root}: no picture of {split} has a label map of the same name; found {len(pictures)} pictures without "
+        f"({', '.join(pictures[:3]) or 'none'}) and {len(maps)} label maps without ({', '.join(maps[:3]) or 'none'}); "
+        f"expected {images.name}/NAME.jpg beside {labels.name}/NAME.png"
+    )
+
+
+# Which classes -------------------------------------------------------------------------------------------------------
+
+
+def _classes(root: Path, folder: Path, labels: Sequence[Path], notes: list[str]) -> Classes:
+    as_json, as_text = root / "classes.json", root / "classes.txt"
+    if as_json.is_file():
+        if as_text.is_file():
+            notes.append("classes.json is used, classes.txt is not")
+        return _from_json(as_json, notes)
+    if as_text.is_file():
+        return _from_text(as_text, notes)
+    if folder.name == "SegmentationClass":
+        notes.append("no classes.txt: the 21 classes of PASCAL VOC are assumed")
+        return Classes.of(*VOC_NAMES)
+    raise DatasetError(
+        f"{root}: no classes.txt; write one name a line, line 1 for id 0 (a line `void` is ignored in training); "
+        f"{_ids_found(labels)}"
+    )
+
+
+def _ids_found(labels: Sequence[Path]) -> str:
+    values: set[int] = set()
+    colours = 0
+    for path in labels:
+        try:
+            found = label_values(path)
+        except ImageError as error:
+            return str(error)
+        colours += any(isinstance(value, tuple) for value in found)
+        values |= {value for value in found if isinstance(value, int)}
+    if colours:
+        return f"the first {len(labels)} label maps hold colours: write classes.json, each with id, name and colour"
+    return f"the first {len(labels)} label maps hold the ids {', '.join(map(str, sorted(values)))} (255 is void)"
+
+
+def _from_text(path: Path, notes: list[str]) -> Classes:
+    lines = [line.strip() for line in _text(path).splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise DatasetError(
+            f"{path}: line {lines.index('') + 1} is empty, and lines count as ids; write a name or `void`"
+        )
+    entries = []
+    for i, line in enumerate(lines):
+        marked = line.endswith(" ignore")
+        name = line.removesuffix(" ignore").strip()
+        entries.append({"id": i, "name": name, "colour": voc_colour(i), "ignore": marked or name.lower() in VOID_NAMES})
+    return _table(path, entries, notes)
+
+
+def _from_json(path: Path, notes: list[str]) -> Classes:
+    try:
+        data = json.loads(_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DatasetError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(data, list) or not all(isinstance(e, dict) and isinstance(e.get("id"), int) for e in data):
+        raise DatasetError(f'{path}: expected a list such as [{{"id": 0, "name": "sky", "colour": [0, 0, 255]}}]')
+    entries = []
+    for entry in sorted(data, key=lambda entry: entry["id"]):
+        name = str(entry.get("name", ""))
+        colour = entry.get("colour", entry.get("color", voc_colour(entry["id"])))
+        rest = {key: value for key, value in entry.items() if key != "color"}
+        entries.append({"ignore": name.lower() in VOID_NAMES} | rest | {"colour": colour})
+    return _table(path, entries, notes)
+
+
+def _table(path: Path, entries: list[dict[str, object]], notes: list[str]) -> Classes:
+    classes = Classes.parse({"entries": entries}, source=str(path))
+    if void := [f"{c.name} (id {c.id})" for c in classes.entries if c.ignore]:
+        notes.append(f"{path.name}: {len(classes)} classes; void: {', '.join(void)}")
+    return classes
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path}: not UTF-8 text; save it as UTF-8") from None

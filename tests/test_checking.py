@@ -1,0 +1,150 @@
+"""What would fail or mislead training is found before it, with the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fullyconv.checking import check
+from fullyconv.config import Classes
+from fullyconv.datasets import Sample
+from fullyconv.datasets.folder import open_folder
+from fullyconv.errors import DatasetError
+from fullyconv.images import write_image, write_labels
+
+TABLE = Classes.of("ground", "cat", "dog")
+
+
+def make(root: Path, maps: list[np.ndarray]) -> Path:
+    for folder in ("images", "labels"):
+        for split in ("train", "val"):
+            (root / folder / split).mkdir(parents=True, exist_ok=True)
+    (root / "classes.txt").write_text("ground\ncat\ndog\n")
+    for i, labels in enumerate(maps):
+        write_image(root / f"images/train/{i}.png", np.zeros((*labels.shape, 3), np.uint8))
+        store(root / f"labels/train/{i}.png", labels)
+    return root
+
+
+def store(path: Path, values: np.ndarray) -> None:
+    """Write ids that need not be in `TABLE`."""
+    write_labels(path, values, Classes.of(*map(str, range(255))))
+
+
+GOOD = np.array([[0, 1, 2, 255]], np.uint8)
+
+
+def test_a_sound_folder_has_no_findings_and_exact_counts(tmp_path: Path) -> None:
+    wide = np.array([[0, 0], [2, 255], [1, 1]], np.uint8)
+    progress: list[tuple[int, int]] = []
+    report = check(open_folder(make(tmp_path, [GOOD, wide])), on_progress=lambda done, of: progress.append((done, of)))
+    assert report.ok
+    assert report.findings == ()
+    assert report.counts["out"].tolist() == [3, 3, 2]
+    assert report.counts["out"].dtype == np.int64
+    assert report.void == {"out": 2}
+    assert report.sizes == ((1, 4), (3, 2))
+    assert progress == [(1, 2), (2, 2)]
+    report.raise_for_errors()
+
+
+def test_every_bad_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    root = make(tmp_path, [GOOD] * 5)
+    (root / "images/train/1.png").write_bytes((root / "images/train/1.png").read_bytes()[:45])
+    store(root / "labels/train/2.png", np.array([[0, 7, 7, 1]], np.uint8))
+    store(root / "labels/train/3.png", GOOD[:, :3])
+    report = check(open_folder(root))
+    assert not report.ok
+    assert [(f.kind, f.severity, Path(f.files[0]).name) for f in report.findings] == [
+        ("picture", "error", "1.png"),
+        ("label", "error", "2.png"),
+        ("label", "error", "3.png"),
+    ]
+    assert "7 (2 px)" in report.findings[1].detail
+    assert "1 x 3 for a picture of 1 x 4" in report.findings[2].detail
+    assert report.counts["out"].tolist() == [2, 2, 2]
+    with pytest.raises(DatasetError, match=r"1\.png: .*and 2 more") as refusal:
+        report.raise_for_errors()
+    assert len(refusal.value.findings) == 3
+
+
+def test_files_without_partner_void_pictures_and_absent_classes_are_warnings(tmp_path: Path) -> None:
+    root = make(tmp_path, [np.array([[0, 1]], np.uint8), np.array([[255, 255]], np.uint8)])
+    (root / "labels/train/lonely.png").write_bytes((root / "labels/train/0.png").read_bytes())
+    report = check(open_folder(root))
+    assert report.ok
+    assert {(f.kind, f.severity) for f in report.findings} == {
+        ("absent", "warning"),
+        ("unpaired", "warning"),
+        ("void", "warning"),
+    }
+    by_kind = {f.kind: f for f in report.findings}
+    assert by_kind["absent"].detail == "1 of 3 classes do not occur in train: dog"
+    assert by_kind["void"].files == ("1",)
+    assert Path(by_kind["unpaired"].files[0]).name == "lonely.png"
+    report.raise_for_errors()
+
+
+def test_masks_of_0_and_255_are_an_error_since_255_is_void(tmp_path: Path) -> None:
+    report = check(open_folder(make(tmp_path, [np.array([[0, 255, 255]], np.uint8)])))
+    assert [f.kind for f in report.errors] == ["single"]
+    assert "every labelled pixel of train is ground; 2 pixels are void: if label maps are masks of 0 and 255" in (
+        report.errors[0].detail
+    )
+
+
+def test_labels_that_are_all_void_are_an_error(tmp_path: Path) -> None:
+    report = check(open_folder(make(tmp_path, [np.full((2, 2), 255, np.uint8)])))
+    assert [(f.kind, f.severity) for f in report.findings] == [("absent", "error"), ("void", "warning")]
+    assert "no pixel of train belongs to a class" in report.findings[0].detail
+
+
+@dataclass
+class Two:
+    """A data set of two heads that fails in an unexpected way on request."""
+
+    broken: bool = False
+    name: str = "two"
+    split: str = "train"
+    notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ("a", "b")
+    classes: dict[str, Classes] = field(default_factory=lambda: {"thing": TABLE, "size": Classes.of("small", "large")})
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Sample:
+        if self.broken:
+            raise ZeroDivisionError
+        image = np.zeros((1, 3, 3), np.uint8)
+        return Sample(
+            self.names[index],
+            image,
+            {"thing": np.array([[0, 1, 2]], np.uint8), "size": np.array([[0, 1, 255]], np.uint8)},
+        )
+
+    def paths(self, index: int) -> tuple[None, None]:
+        return None, None
+
+
+def test_each_head_is_counted() -> None:
+    report = check(Two())
+    assert {head: counts.tolist() for head, counts in report.counts.items()} == {"thing": [2, 2, 2], "size": [2, 2]}
+    assert report.void == {"thing": 0, "size": 2}
+
+
+def test_an_error_that_is_no_files_fault_is_not_swallowed() -> None:
+    with pytest.raises(ZeroDivisionError):
+        check(Two(broken=True))
+
+
+def test_camvid_has_the_pixels_that_were_counted_elsewhere(shared: Path) -> None:
+    report = check(open_folder(shared / "camvid"))
+    assert report.findings == ()
+    names = open_folder(shared / "camvid").classes["out"].names
+    counts = dict(zip(names, report.counts["out"].tolist(), strict=True))
+    assert (counts["sky"], counts["bicyclist"], counts["road"]) == (10_682_767, 184_967, 20_076_880)
+    assert report.void["out"] == 2_503_995
