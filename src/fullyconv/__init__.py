@@ -23,13 +23,13 @@ from fullyconv.errors import (
 
 if TYPE_CHECKING:
     from fullyconv import presets
-    from fullyconv.build import build
+    from fullyconv.building import build
     from fullyconv.checking import check
     from fullyconv.checkpoint import load, save
     from fullyconv.config import Classes, ModelConfig, Recipe
     from fullyconv.datasets import dataset
     from fullyconv.evaluation import evaluate
-    from fullyconv.explain import explain
+    from fullyconv.explanation import explain
     from fullyconv.geometry import Grid
     from fullyconv.inference import Predictor, tiled, whole
     from fullyconv.model import FCN
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "build": "fullyconv.build",
+    "build": "fullyconv.building",
     "check": "fullyconv.checking",
     "load": "fullyconv.checkpoint",
     "save": "fullyconv.checkpoint",
@@ -49,7 +49,7 @@ _HOME = {
     "Recipe": "fullyconv.config",
     "dataset": "fullyconv.datasets",
     "evaluate": "fullyconv.evaluation",
-    "explain": "fullyconv.explain",
+    "explain": "fullyconv.explanation",
     "Grid": "fullyconv.geometry",
     "Predictor": "fullyconv.inference",
     "tiled": "fullyconv.inference",
@@ -100,7 +100,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'fullyconv' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
-    # `build` and `explain` are modules too, and importing one binds the module to this name.
     globals()[name] = value
     return value
 

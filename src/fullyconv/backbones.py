@@ -12,7 +12,7 @@ import urllib.error
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -37,11 +37,13 @@ class Tap:
         grid: where its cells lie on the picture that goes in.
         surplus: cells beyond size / stride, at sizes that are multiples of the coarsest stride; negative for nets that
             do not pad.
+        spread: pixels by which maps that the net adds up lie off that grid, see `fullyconv.locate.Place`.
     """
 
     channels: int
     grid: Grid
     surplus: int = 0
+    spread: Fraction = Fraction(0)
 
 
 class Backbone(nn.Module):
@@ -193,9 +195,9 @@ def backbone(
     spec = lookup("backbone", name, BACKBONES)
     made = _from_classifier(spec.classifier(), spec.taps, spec.image_size, input or INPUTS["imagenet"])
     if weights == "default":
-        transplant_all(_published(name, spec), made, f"the published weights of {name}")
+        transplant_all(_published(name, spec), made.net, f"the published weights of {name}")
     elif weights is not None:
-        transplant_all(read_weights(weights), made, weights)
+        transplant_all(read_weights(weights), made.net, weights)
     return made
 
 
@@ -210,13 +212,19 @@ def describe(name: str) -> Backbone:
         return backbone(name)
 
 
-def transplant_all(source: Mapping[str, Tensor], target: Backbone, origin: str) -> None:
-    """Give every parameter of a backbone its value from a classifier's weights.
+def transplant_all(
+    source: Mapping[str, Tensor],
+    target: nn.Module,
+    origin: str,
+    *,
+    rename: Callable[[str], str | None] = lambda name: name,
+) -> None:
+    """Give every parameter of a backbone's net its value from a classifier's weights.
 
     Raises:
         CheckpointError: some parameter gets none; lists them.
     """
-    done = transplant(source, target.net)
+    done = transplant(source, target, rename=rename)
     if done.missing:
         raise CheckpointError(
             f"{origin}: fits {len(done.used)} of the backbone's {len(done.used) + len(done.missing)} tensors; missing "
@@ -279,34 +287,57 @@ def _measure(name: str, located: Located, size: int) -> Tap:
         grid = place.grid
     except AlignmentError as error:
         raise SurgeryError(f"the map '{name}': {error}", path=name) from None
-    return Tap(located.shape[1], grid, located.shape[2] - int(size / grid.stride))
+    return Tap(located.shape[1], grid, located.shape[2] - int(size / grid.stride), place.spread)
 
 
-def _from_maps(net: nn.Module, outputs: list[Located], input: InputConfig, size: int, names: list[str]) -> Backbone:
-    taps = {name: _measure(name, entry, size) for name, entry in zip(names, outputs, strict=True)}
-    return Backbone(net, taps, input=input)
+def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int) -> Backbone:
+    """A net that returns maps, taken as it is: one tap for each, named by its stride."""
+    channels = len(input.mean)
+    outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))
+    try:
+        strides = [_measure(f"output {i}", out, image_size).grid.stride for i, out in enumerate(outputs)]
+    except SurgeryError as error:
+        raise SurgeryError(f"{name}: {error}", path=error.path) from None
+    coarsest = math.ceil(max(strides))
+    # A multiple of the coarsest stride, so that the number of cells tells how many the borders cost.
+    size = -(-image_size // coarsest) * coarsest
+    outputs = locate_outputs(net, channels=channels, size=(size, size))
+    plain = [f"stride{float(stride):g}" for stride in strides]
+    # Of several maps of one stride the last, which is the deepest, has the plain name.
+    names = [f"{label}_{i}" if label in plain[i + 1 :] else label for i, label in enumerate(plain)]
+    taps = {label: _measure(label, out, size) for label, out in zip(names, outputs, strict=True)}
+    return Backbone(_Maps(net), taps, input=input, minimum=_smallest(net, channels, taps))
 
 
-class _OneMap(nn.Module):
+def _smallest(net: nn.Module, channels: int, taps: Mapping[str, Tap]) -> int:
+    """The smallest multiple of the coarsest stride at which a net runs, found by trying (nothing is computed)."""
+    stride = math.ceil(max(tap.grid.stride for tap in taps.values()))
+    for side in range(stride, 8 * stride, stride):
+        try:
+            outputs = locate_outputs(net, channels=channels, size=(side, side))
+        except SurgeryError:
+            continue
+        if all(min(out.shape[2:]) >= 1 for out in outputs):
+            return side
+    return 8 * stride
+
+
+class _Maps(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        return (self.net(image),)
+        maps = self.net(image)
+        return (maps,) if isinstance(maps, Tensor) else tuple(maps)
 
 
 def _from_object(net: nn.Module, input: InputConfig, image_size: int) -> Backbone:
     if isinstance(net, Backbone):
         return net
-    channels = len(input.mean)
-    outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))
+    outputs = locate_outputs(net, channels=len(input.mean), size=(image_size, image_size))
     if all(len(out.shape) == 4 and out.shape[2] > 1 for out in outputs):
-        strides = [_measure(f"output {i}", out, image_size).grid.stride for i, out in enumerate(outputs)]
-        names = [f"stride{float(s):g}" for s in strides]
-        size = -(-image_size // int(max(strides))) * int(max(strides))
-        outputs = locate_outputs(net, channels=channels, size=(size, size))
-        return _from_maps(net if len(outputs) > 1 else _OneMap(net), outputs, input, size, names)
+        return _from_maps(net, type(net).__name__, input, image_size)
     return _from_classifier(net, {}, image_size, input, verify=True)
 
 
@@ -318,28 +349,26 @@ def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Bac
 
         known = timm.list_models()
         raise UnknownName("timm model", name, difflib.get_close_matches(name, known, n=3), known[:20])
-    overlay: dict[str, Any] = {"file": str(Path(weights))} if weights not in (None, "default") else {}
     try:
-        net = timm.create_model(
-            name, features_only=True, pretrained=weights is not None, pretrained_cfg_overlay=overlay or None
-        )
+        net: Any = timm.create_model(name, features_only=True)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise SurgeryError(f"timm/{name} gives no maps (features_only): {str(error).strip().splitlines()[0]}") from None
-    except OSError as error:
-        raise ConfigError(
-            f"the weights of timm/{name} cannot be had ({error}); give a local file with --weights FILE, or train from "
-            "random ones with --weights none",
-            where="model.weights",
-        ) from None
-    settings = net.pretrained_cfg if hasattr(net, "pretrained_cfg") else net.default_cfg
+    if weights == "default":
+        try:
+            net = timm.create_model(name, features_only=True, pretrained=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the published weights of timm/{name} cannot be had ({str(error).strip().splitlines()[0]}); give a "
+                "local file with --weights FILE, or train from random ones with --weights none",
+                where="model.weights",
+            ) from None
+    settings: Mapping[str, Any] = net.pretrained_cfg
     if input is None:
         scaled = {key: tuple(255 * v for v in settings[key]) for key in ("mean", "std")}
         input = InputConfig(mean=scaled["mean"], std=scaled["std"])
-    reductions = [int(r) for r in net.feature_info.reduction()]
-    side = max(reductions)
-    size = -(-int(settings["input_size"][-1]) // side) * side
-    outputs = locate_outputs(net, channels=len(input.mean), size=(size, size))
-    names = [f"stride{r}" for r in reductions]
-    if len(set(names)) < len(names):
-        names = [f"{n}_{i}" if names.count(n) > 1 and n in names[i + 1 :] else n for i, n in enumerate(names)]
-    return _from_maps(net, outputs, input, size, names)
+    made = _from_maps(net, f"timm/{name}", input, int(settings["input_size"][-1]))
+    if weights not in (None, "default"):
+        # timm writes the dots of some module names as underscores when it keeps the maps alone.
+        own = {key.removeprefix("model.").replace(".", "_"): key for key in net.state_dict()}
+        transplant_all(read_weights(weights), net, weights, rename=lambda key: own.get(key.replace(".", "_")))
+    return made

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fullyconv import __version__
-from fullyconv.build import build
+from fullyconv.building import build
 from fullyconv.config import Classes, ModelConfig
 from fullyconv.errors import CheckpointError, ConfigError
 from fullyconv.model import FCN
@@ -62,7 +62,8 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
 
     def write(place: Path) -> None:
         (place / "config.json").write_text(text, encoding="utf-8")
-        metadata = {"format": str(FORMAT), "config_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        # One entry only: safetensors writes several in no fixed order, and equal models should be equal files.
+        metadata = {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
         write_weights(place / "model.safetensors", model.state_dict(), metadata)
 
     return write_folder(folder, write)

@@ -269,7 +269,7 @@ class FitConfig(Config):
     clip: float = Field(default=0.0, ge=0)
     """Largest norm of the gradient; 0: no limit."""
     evaluate_every: int | None = Field(default=None, ge=1)
-    """Steps between scorings on val; None: 20 times over the run."""
+    """Steps between scorings on val; None: 20 times over the run, 50 steps apart at least."""
     val_pictures: int = Field(default=500, ge=1)
     """Pictures of val that are scored, at most; drawn at even distances."""
     save_every: int | None = Field(default=None, ge=1)

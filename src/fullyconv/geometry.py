@@ -28,7 +28,8 @@ class Grid:
     Attributes:
         stride: pixels from one cell to the next.
         offset: pixel on which cell 0 is centred; pixel 0 is the first one, so 0.5 lies between the first two.
-        field: pixels that one cell depends on (receptive field); ``math.inf`` where it depends on all of them.
+        field: pixels that one cell depends on (receptive field), as the smallest window centred on it that holds them;
+            ``math.inf`` where it depends on all of them.
 
     Example:
         Five blocks of VGG, the first two convolutions of each written out:
@@ -55,12 +56,16 @@ class Grid:
         )
 
     def deconv(self, kernel: int, stride: int = 1, padding: int = 0) -> Grid:
-        """The grid after a transposed convolution (the paper's deconvolution) of this kernel and stride."""
+        """The grid after a transposed convolution (the paper's deconvolution) of this kernel and stride.
+
+        Which coarse cells a fine one reads differs from cell to cell, so that they do not lie evenly about it: the
+        field holds them for all.
+        """
         fine = self.stride / stride
         return Grid(
             stride=fine,
             offset=self.offset + fine * (padding - Fraction(kernel - 1, 2)),
-            field=self.field + self.stride * (math.ceil(Fraction(kernel, stride)) - 1),
+            field=self.field + fine * (kernel - 1),
         )
 
     def crop(self, cells: int) -> Grid:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fullyconv.errors import AlignmentError, SurgeryError
 from fullyconv.geometry import Grid
@@ -28,11 +29,29 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Place:
-    """Where a map lies: a grid down and a grid across, and which axes of the tensor they are (from the end)."""
+    """Where a map lies: a grid down and a grid across, and which axes of the tensor they are (from the end).
+
+    Many nets add maps whose cells lie a part of a cell apart: a shortcut that averages 2x2 cells beside a convolution
+    of stride 2, say, or a coarser map repeated beside a finer one. The sum is then placed where its most local part
+    lies, the one with the smallest field, and ``spread`` says how many pixels others lie off.
+    """
 
     down: Grid
     across: Grid
     axes: tuple[int, int] = (-2, -1)
+    spread: Fraction = Fraction(0)
+
+    def join(self, *others: Place) -> Place:
+        """The place of a sum or a concatenation.
+
+        Raises:
+            AlignmentError: the strides differ.
+        """
+        down, off_down = _join([self.down, *(other.down for other in others)])
+        across, off_across = _join([self.across, *(other.across for other in others)])
+        return replace(
+            self, down=down, across=across, spread=max(off_down, off_across, *(p.spread for p in (self, *others)))
+        )
 
     def move(self, down: Grid, across: Grid) -> Place:
         return replace(self, down=down, across=across)
@@ -56,12 +75,25 @@ class Place:
         return replace(self.down, field=max(self.down.field, self.across.field))
 
 
+def _join(grids: list[Grid]) -> tuple[Grid, Fraction]:
+    """The grid of the most local of several maps, with a field that holds all of theirs; how far they lie off."""
+    local = min(grids, key=lambda grid: grid.field)
+    off = [abs(grid.offset - local.offset) for grid in grids]
+    for grid in grids:
+        if grid.stride != local.stride:
+            local.join(grid)
+    return replace(local, field=max(grid.field + 2 * o for grid, o in zip(grids, off, strict=True))), max(off)
+
+
 @dataclass(frozen=True)
 class Lost:
     """A tensor that comes from the picture, but whose entries lie nowhere in particular on it."""
 
     reason: str
 
+
+WHOLE_PICTURE = "a mean or maximum over the whole picture"
+"""Why the result of a global pool is lost."""
 
 Where = Place | Lost
 
@@ -72,7 +104,7 @@ class Locating(TorchDispatchMode):
     """While active, every operation on a tensor that was `put` somewhere says where its result lies."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # The tensor is kept beside its place, since an id is only good while its object lives. Meta tensors are free.
         self._places: dict[int, tuple[Tensor, Where]] = {}
 
@@ -89,6 +121,9 @@ class Locating(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         places = [place for leaf in tree_leaves((args, kwargs)) if (place := self.of(leaf)) is not None]
+        if places:
+            # Constants that are neither parameters nor buffers are still real.
+            args, kwargs = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
         result = func(*args, **kwargs)
         if places:
             rule = _rule(func)
@@ -156,9 +191,7 @@ def _pointwise(
         if fixed and any(leaf.dim() >= -axis and leaf.shape[axis] > 1 for axis in first.axes):
             return Lost("a constant of a fixed size, such as a position embedding, is combined with a map")
     try:
-        joined = first.move(
-            first.down.join(*(p.down for p in positioned[1:])), first.across.join(*(p.across for p in positioned[1:]))
-        )
+        joined = first.join(*positioned[1:])
     except AlignmentError as error:
         return Lost(str(error))
     return joined.unbounded() if len(positioned) < len(places) else joined
@@ -247,10 +280,10 @@ def _reduce(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: 
         return place
     dims = _argument(args, kwargs, 1, "dim", None)
     if dims is None or dims == []:
-        return Lost("a mean or maximum over the whole picture")
+        return Lost(WHOLE_PICTURE)
     dims = {d - rank if d >= 0 else d for d in ([dims] if isinstance(dims, int) else dims)}
     if dims & set(place.axes):
-        return Lost("a mean or maximum over the whole picture")
+        return Lost(WHOLE_PICTURE)
     if out.dim() == rank:
         return place
     down, across = (axis + sum(1 for d in dims if d > axis) for axis in place.axes)
@@ -423,8 +456,9 @@ def _run(module: nn.Module, channels: int, size: tuple[int, int], runner: Callab
             *module.named_buffers(remove_duplicate=False),
         ]
     }
+    # Two pictures, so that a squeeze() takes away no more than it does in training.
     image = torch.empty(
-        1,
+        2,
         channels,
         *size,
         device="meta",
@@ -437,7 +471,10 @@ def _run(module: nn.Module, channels: int, size: tuple[int, int], runner: Callab
     module.eval()
     try:
         with torch.no_grad(), _LinearPerPosition(locating), locating:
-            return torch.func.functional_call(runner_module, {f"net.{k}": v for k, v in weights.items()}, (image,))
+            # A layer under two names has a replacement for each.
+            return torch.func.functional_call(
+                runner_module, {f"net.{k}": v for k, v in weights.items()}, (image,), tie_weights=False
+            )
     finally:
         for m in training:
             m.training = True
@@ -491,7 +528,6 @@ def locate(
 
     Raises:
         SurgeryError: the net does not run on a picture of this size.
-        AlignmentError: branches that are added or concatenated lie on different pixels.
     """
 
     def run(locating: Locating, image: Tensor) -> dict[str, Located]:

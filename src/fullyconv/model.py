@@ -69,6 +69,7 @@ class Head(nn.Module):
 
     Raises:
         UnknownName: a skip reads a tap that the backbone does not have.
+        ConfigError: two skips read the same tap.
         AlignmentError: the skips are not listed coarse to fine, or their grids cannot be joined.
     """
 
@@ -90,6 +91,8 @@ class Head(nn.Module):
         total: Grid | None = None
         for skip in self.skips:
             tap = lookup("tap", skip.tap, taps)
+            if skip.tap in self.score:
+                raise ConfigError(f"the tap '{skip.tap}' is listed twice; expected each skip to read a map of its own")
             layers: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
             score = nn.Conv2d(skip.context or tap.channels, classes, 1)
             nn.init.zeros_(score.weight) if skip.init == "zeros" else nn.init.normal_(score.weight, std=0.01)
@@ -235,7 +238,7 @@ class FCN(nn.Module):
         return {name: head for name, head in self.heads.items() if isinstance(head, Head)}
 
     def frame(self, height: int, width: int) -> Frame:
-        """What is added around a picture of this size: up to multiples of the stride at which cells reach its borders."""
+        """What is added around a picture of this size: up to whole strides at which cells reach its borders."""
         right, bottom = (self._end(n) for n in (width, height))
         return Frame(self._front, self._front, right, bottom)
 

@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullyconv.errors import SurgeryError
-from fullyconv.locate import Located, Lost, Place, locate, positions
+from fullyconv.locate import WHOLE_PICTURE, Located, Lost, Place, locate, positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 Pool = Literal["keep", "drop"]
 Padding = Literal["valid", "same"]
+Kind = Literal["convolution", "average pool", "maximum pool", "remove", "norm", "axis"]
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -47,15 +48,17 @@ class Edit:
         before: the layer as it was.
         after: the layer as it becomes; "" when removed.
         why: the reason, for people.
+        node: name of the node in the graph; a module that is called twice has two.
         kernel: of the convolution or the pool, (rows, columns).
         stride: of the pool.
     """
 
     path: str
-    kind: Literal["convolution", "average pool", "maximum pool", "remove", "norm", "axis"]
+    kind: Kind
     before: str
     after: str
     why: str
+    node: str
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
 
@@ -102,16 +105,18 @@ class Plan:
     Attributes:
         net: the classifier; never changed.
         image_size: side of the square picture that it was made for, in pixels.
+        channels: of that picture.
         edits: in the order of the graph.
         features: name of the node that is the last map before the pool or the flatten.
         scores: name of the node that reads the last layer's input: what a new score layer reads.
-        stride: of that map, in pixels.
+        stride: of the scores, in pixels.
         exact: whether the mean of the dense scores equals the classifier's, for a dropped pool; always true for "keep".
         notes: what else a reader should know.
     """
 
     net: nn.Module
     image_size: int
+    channels: int
     edits: tuple[Edit, ...]
     features: str
     scores: str
@@ -147,15 +152,21 @@ class Plan:
         for edit in self.edits:
             _perform(dense, edit, padding)
         dense.graph.eliminate_dead_code()
+        dense.delete_all_unused_submodules()
         dense.graph.lint()
         dense.recompile()
         if verify and padding == "valid":
             _verify(self, dense)
+            if not self.exact:
+                # Scores without the pool are others by design; with it, the other edits must give the classifier's.
+                plan(self.net, image_size=self.image_size, channels=self.channels).apply()
         dense.train(self.net.training)
         return dense
 
 
-def convolutionalize(classifier: nn.Module, *, image_size: int = 224, pool: Pool = "keep") -> nn.Module:
+def convolutionalize(
+    classifier: nn.Module, *, image_size: int = 224, pool: Pool = "keep", channels: int = 3
+) -> nn.Module:
     """A fully convolutional copy of a classifier: (B, C, H, W) -> (B, classes, h, w), one cell at native size.
 
     Args:
@@ -163,6 +174,7 @@ def convolutionalize(classifier: nn.Module, *, image_size: int = 224, pool: Pool
         image_size: side of the picture it was made for, in pixels.
         pool: "keep" turns a global pool into an average at every position and is exact; "drop" removes it, as the
             paper does for GoogLeNet, for scores that are as sharp as the map.
+        channels: of that picture.
 
     Raises:
         SurgeryError: there is no such point, or the result would not equal the classifier; says where and why.
@@ -172,7 +184,7 @@ def convolutionalize(classifier: nn.Module, *, image_size: int = 224, pool: Pool
         >>> convolutionalize(net, image_size=15)(torch.rand(1, 3, 31, 47)).shape
         torch.Size([1, 10, 9, 17])
     """
-    return plan(classifier, image_size=image_size, pool=pool).apply()
+    return plan(classifier, image_size=image_size, pool=pool, channels=channels).apply()
 
 
 def plan(net: nn.Module, *, image_size: int = 224, pool: Pool = "keep", channels: int = 3) -> Plan:
@@ -184,16 +196,30 @@ def plan(net: nn.Module, *, image_size: int = 224, pool: Pool = "keep", channels
     """
     graph_module = trace(net)
     located = locate(graph_module, channels=channels, size=(image_size, image_size))
-    return _Planner(net, graph_module, located, image_size, pool).plan()
+    return _Planner(net, graph_module, located, image_size, channels, pool).plan()
+
+
+def _place(node: torch.fx.Node) -> str:
+    """Where in the net a node is, for people: a module's path, or the module it is in and its own name."""
+    if node.op == "call_module":
+        return str(node.target)
+    around = list(node.meta.get("nn_module_stack", {}))
+    return f"{around[-1]}.{node.name}" if around else node.name
 
 
 class _Planner:
     """One walk over one graph."""
 
     def __init__(
-        self, net: nn.Module, graph_module: torch.fx.GraphModule, located: Mapping[str, Located], size: int, pool: Pool
+        self,
+        net: nn.Module,
+        graph_module: torch.fx.GraphModule,
+        located: Mapping[str, Located],
+        size: int,
+        channels: int,
+        pool: Pool,
     ) -> None:
-        self.net, self.size, self.pool = net, size, pool
+        self.net, self.size, self.channels, self.pool = net, size, channels, pool
         self.nodes = list(graph_module.graph.nodes)
         self.modules = dict(graph_module.named_modules())
         self.located = located
@@ -213,7 +239,10 @@ class _Planner:
         edits = tuple(self.edits[node] for node in self.nodes if node in self.edits)
         scores = self._skip_removed(self._last_layer_input(features, after, flattens[0]))
         stride = math.ceil(next(place.grid.stride for name, place in positions(self.located) if name == features.name))
-        return Plan(self.net, self.size, edits, features.name, scores.name, stride, exact, tuple(self.notes))
+        stride *= max(max(edit.stride) for edit in edits)
+        return Plan(
+            self.net, self.size, self.channels, edits, features.name, scores.name, stride, exact, tuple(self.notes)
+        )
 
     def _last_layer_input(
         self, features: torch.fx.Node, after: Sequence[torch.fx.Node], flatten: torch.fx.Node
@@ -226,7 +255,11 @@ class _Planner:
         node: torch.fx.Node | None = features
         while node is not None and not isinstance(self._module(node), nn.Conv2d):
             node = self._source(node) if len(node.all_input_nodes) == 1 else None
-        return node.all_input_nodes[0] if node is not None else features
+        layer = self._module(node) if node is not None else None
+        # A score is read off one cell; a larger kernel, or a stride, is a layer of the net itself.
+        if node is None or not isinstance(layer, nn.Conv2d) or (layer.kernel_size, layer.stride) != ((1, 1), (1, 1)):
+            return features
+        return node.all_input_nodes[0]
 
     # What a node is
 
@@ -242,6 +275,8 @@ class _Planner:
 
     def _describe(self, node: torch.fx.Node) -> str:
         module = self._module(node)
+        if isinstance(module, nn.Linear):
+            return f"Linear({module.in_features}, {module.out_features})"
         if module is not None:
             return repr(module) if next(module.children(), None) is None else type(module).__name__
         return getattr(node.target, "__name__", str(node.target))
@@ -273,14 +308,29 @@ class _Planner:
         """Whether a node takes a map (B, C, h, w) to vectors (B, C*h*w), or pools it to (B, C)."""
         source = self._source(node)
         before, after = self._shape(source), self._shape(node)
+        if self._pooled_map(node) is not None:
+            return True
         if len(before) != 4 or not after or len(after) > 3 or isinstance(self._module(node), nn.Linear):
             return False
-        if self._is_pool(node):
-            return after == before[:2] and self._positioned(source)
         elements = before[1] * before[2] * before[3]
         # One axis may still follow, of one element, where a net squeezes its axes one by one.
         flat = after[0] == before[0] and (after[1:] == (elements,) or after[1:] == (elements, 1))
         return flat and self._reaches_map(source)
+
+    def _pooled_map(self, node: torch.fx.Node) -> torch.fx.Node | None:
+        """The map that a mean or maximum takes to vectors (B, C).
+
+        At once, or axis by axis (``x.mean(3).mean(2)``), or over flattened cells (``x.flatten(2).mean(2)``).
+        """
+        kind, source = self._is_pool(node), self._source(node)
+        if kind is None or source is None:
+            return None
+        if len(before := self._shape(source)) == 3:
+            first, source = source, self._source(source)
+            above = self._shape(source)
+            if self._is_pool(first) != kind and before != (*above[:2], math.prod(above[2:])):
+                return None
+        return source if self._positioned(source) and self._shape(node) == self._shape(source)[:2] else None
 
     def _positioned(self, node: torch.fx.Node | None) -> bool:
         entry = self.located.get(node.name) if node is not None else None
@@ -300,32 +350,35 @@ class _Planner:
     def _single(self, node: torch.fx.Node) -> bool:
         """Whether a tensor is one cell, in whatever order its axes are."""
         shape = self._shape(node)
-        return bool(shape) and torch.Size(shape).numel() == max(shape)
+        return bool(shape) and math.prod(shape[1:]) == max(shape[1:], default=0)
 
     def _cells(self, flatten: torch.fx.Node) -> tuple[int, int]:
         """Rows and columns of the map that becomes a vector."""
-        source = self._source(flatten)
         if self._is_pool(flatten):
             return (1, 1)
-        shape = self._shape(source)
-        return (shape[2], shape[3])
+        _, _, rows, columns = self._shape(self._source(flatten))
+        return (rows, columns)
 
     def _why_no_flatten(self) -> str:
+        name = type(self.net).__name__
+        expected = "expected convolutions and pools up to one flatten or global pool"
         for node in self.nodes:
             entry = self.located.get(node.name)
-            gone = entry is not None and isinstance(entry.where, Lost) and not self._is_pool(node)
+            lost = entry.where if entry is not None and isinstance(entry.where, Lost) else None
             # A pool inside a block loses position too, but the map beside it lives on; attention and the like do not.
-            if gone and entry is not None and isinstance(entry.where, Lost) and len(entry.shape) >= 3:
-                if "mean or maximum" in entry.where.reason:
-                    continue
-                return (
-                    f"{type(self.net).__name__} is not convolutional up to its classifier: at '{self._path(node)}' "
-                    f"{entry.where.reason}, so cells beyond lie nowhere on the picture (as in vision transformers); "
-                    "expected convolutions and pools up to one flatten or global pool"
-                )
+            if entry is None or lost is None or len(entry.shape) < 3 or lost.reason == WHOLE_PICTURE:
+                continue
+            return (
+                f"{name} is not convolutional up to its classifier: at '{_place(node)}' {lost.reason}, so cells beyond "
+                f"lie nowhere on the picture (as in vision transformers); {expected}"
+            )
+        last = next(node for node in reversed(self.nodes) if self._positioned(node) and node.op != "output")
+        reader = next(iter(last.users))
+        if reader.op == "output":
+            return f"{name} ends in a map and is fully convolutional already; take it as it is"
         return (
-            f"{type(self.net).__name__} has no point where a map becomes a vector of class scores; expected one "
-            "flatten or global pool before the classifier. If it has none it may be fully convolutional already"
+            f"{name} has no point where a map becomes a vector of class scores: the last map is '{_place(last)}', and "
+            f"what '{_place(reader)}' ({self._describe(reader)}) makes of it is not understood; {expected}"
         )
 
     # The walks
@@ -334,8 +387,11 @@ class _Planner:
         """Edit the flatten and the pools above it; return the maps that they read."""
         source = self._source(flatten)
         assert source is not None
-        if self._is_pool(flatten):
-            return [self._edit_pool(flatten)]
+        pooled = self._pooled_map(flatten)
+        if pooled is not None:
+            if source is not pooled:
+                self._remove(source, f"the first step of '{flatten.name}'")
+            return [self._edit_pool(flatten, pooled)]
         self._remove(flatten, "the map stays a map")
         return self._find_pools(source)
 
@@ -347,22 +403,20 @@ class _Planner:
             assert source is not None
             if not self._positioned(source):
                 return self._find_pools(source)
-            return [self._edit_pool(node)]
+            return [self._edit_pool(node, source)]
         if self._positioned(node):
             return [node]
         tops = [top for source in node.all_input_nodes if self._reaches_map(source) for top in self._find_pools(source)]
         if not tops:
             raise SurgeryError(
-                f"'{self._path(node)}' ({self._describe(node)}) stands between the pool and the classifier and has no "
+                f"'{_place(node)}' ({self._describe(node)}) stands between the pool and the classifier and has no "
                 "convolutional equal",
-                path=self._path(node),
+                path=_place(node),
             )
         return tops
 
-    def _edit_pool(self, node: torch.fx.Node) -> torch.fx.Node:
-        source, kind = self._source(node), self._is_pool(node)
-        assert source is not None
-        assert kind is not None
+    def _edit_pool(self, node: torch.fx.Node, source: torch.fx.Node) -> torch.fx.Node:
+        kind = self._is_pool(node)
         h, w = self._shape(source)[2:]
         out = self._shape(node)
         rows, columns = (out[2], out[3]) if len(out) == 4 else (1, 1)
@@ -371,9 +425,9 @@ class _Planner:
             return source
         if h % rows or w % columns:
             raise SurgeryError(
-                f"'{self._path(node)}' pools {h}x{w} cells to {rows}x{columns}, which no fixed pool does; expected "
+                f"'{_place(node)}' pools {h}x{w} cells to {rows}x{columns}, which no fixed pool does; expected "
                 f"whole factors: give the image_size that the classifier was made for, not {self.size}",
-                path=self._path(node),
+                path=_place(node),
             )
         kernel = (h // rows, w // columns)
         single = (rows, columns) == (1, 1)
@@ -382,10 +436,9 @@ class _Planner:
             self._remove(node, "the pool is dropped, so that each position has its own score")
             return source
         stride = (1, 1) if single else kernel
-        self.edits[node] = Edit(
-            self._path(node),
+        self._edit(
+            node,
             "average pool" if kind == "average" else "maximum pool",
-            self._describe(node),
             f"{'AvgPool2d' if kind == 'average' else 'MaxPool2d'}({kernel[0]}x{kernel[1]}, stride {stride[0]})",
             "read at every position" if single else "the same factor at every size",
             kernel,
@@ -393,8 +446,19 @@ class _Planner:
         )
         return source
 
+    def _edit(
+        self,
+        node: torch.fx.Node,
+        kind: Kind,
+        after: str,
+        why: str,
+        kernel: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
+    ) -> None:
+        self.edits[node] = Edit(self._path(node), kind, self._describe(node), after, why, node.name, kernel, stride)
+
     def _remove(self, node: torch.fx.Node, why: str) -> None:
-        self.edits[node] = Edit(self._path(node), "remove", self._describe(node), "", why)
+        self._edit(node, "remove", "", why)
 
     def _walk_down(self, flattens: Sequence[torch.fx.Node]) -> list[torch.fx.Node]:
         """Edit everything that works on vectors; return those nodes in order."""
@@ -417,14 +481,23 @@ class _Planner:
                 self._edit_norm(node, module, cells)
             elif isinstance(module, nn.Softmax | nn.LogSoftmax) or self._describe(node) in {"softmax", "log_softmax"}:
                 self._edit_axis(node)
+            elif isinstance(module, nn.GroupNorm):
+                raise SurgeryError(
+                    f"'{_place(node)}' ({self._describe(node)}) normalises a vector, and would mix the positions of "
+                    "a map; expected LayerNorm or BatchNorm1d there",
+                    path=_place(node),
+                )
             elif self._squeezes(node, sources[0]):
                 self._remove(node, "the map stays a map")
-            elif self._describe(node) == "cat" and cells != (1, 1):
-                raise SurgeryError(
-                    f"'{node.name}' puts flattened maps of {cells[0]}x{cells[1]} cells one after the other, which no "
-                    "one convolution reads; expected single cells there",
-                    path=node.name,
-                )
+            elif self._describe(node) in {"cat", "concat"}:
+                if cells != (1, 1):
+                    raise SurgeryError(
+                        f"'{_place(node)}' puts flattened maps of {cells[0]}x{cells[1]} cells one after the other, "
+                        "which no one convolution reads; expected single cells there",
+                        path=_place(node),
+                    )
+                if node.kwargs.get("dim", node.args[-1]) != 1:
+                    self._edit_axis(node)
         return after
 
     def _squeezes(self, node: torch.fx.Node, source: torch.fx.Node) -> bool:
@@ -437,7 +510,8 @@ class _Planner:
         before, after = self._shape(source), self._shape(node)
         if torch.Size(before).numel() != torch.Size(after).numel() or len(after) > 3:
             raise SurgeryError(
-                f"'{node.name}' reshapes vectors {before} to {after}, which has no convolutional equal", path=node.name
+                f"'{_place(node)}' reshapes vectors {before[1:]} to {after[1:]}, which has no convolutional equal",
+                path=_place(node),
             )
         return True
 
@@ -450,10 +524,9 @@ class _Planner:
                 path=str(node.target),
             )
         inputs = module.in_features // (rows * columns)
-        self.edits[node] = Edit(
-            str(node.target),
+        self._edit(
+            node,
             "convolution",
-            f"Linear({module.in_features}, {module.out_features})",
             f"Conv2d({inputs}, {module.out_features}, {rows}x{columns})",
             "a linear layer on a map is a convolution whose kernel covers it",
             cells,
@@ -467,13 +540,12 @@ class _Planner:
                 path=str(node.target),
             )
         name = "BatchNorm2d" if isinstance(module, nn.BatchNorm1d) else "ChannelLayerNorm"
-        self.edits[node] = Edit(str(node.target), "norm", repr(module), name, "the same numbers, at every position")
+        self._edit(node, "norm", name, "the same numbers, at every position")
 
     def _edit_axis(self, node: torch.fx.Node) -> None:
-        self.edits[node] = Edit(
-            self._path(node), "axis", self._describe(node), f"{self._describe(node)} over channels",
-            "classes are the channels of a map",
-        )  # fmt: skip
+        self._edit(
+            node, "axis", f"{self._describe(node)} over channels", "the entries of a vector are channels of a map"
+        )
 
     def _nonlinear_behind(self, tops: set[torch.fx.Node]) -> bool:
         """Whether anything between the pool and the last score is not linear, so that means do not commute with it."""
@@ -481,23 +553,23 @@ class _Planner:
         for node in self.nodes:
             if node not in tops and any(n in behind or n in tops for n in node.all_input_nodes):
                 behind.add(node)
-        linear = nn.Linear | nn.Conv2d | nn.Dropout | nn.BatchNorm1d | nn.BatchNorm2d | nn.Identity | nn.Flatten
-        offenders = [
-            node
-            for node in self.nodes
-            if node in behind
-            and node.op != "output"
-            and node not in self.edits
-            and self._shape(node)
-            and not isinstance(self._module(node), linear)
-        ]
-        pools = [e for e in self.edits.values() if e.kind == "maximum pool" or "Max" in e.before]
+        offenders = [node for node in self.nodes if node in behind and self._shape(node) and not self._affine(node)]
         if offenders:
             self.notes.append(
-                f"'{self._path(offenders[0])}' follows the dropped pool and is not linear, so the mean of the scores "
+                f"'{_place(offenders[0])}' follows the dropped pool and is not linear, so the mean of the scores "
                 "differs from the classifier's"
             )
-        return bool(offenders or pools)
+        return bool(offenders)
+
+    def _affine(self, node: torch.fx.Node) -> bool:
+        """Whether what becomes of a node commutes with a mean over positions."""
+        if node.op == "output":
+            return True
+        if node in self.edits and self.edits[node].kind == "remove":
+            return self._is_pool(node) != "maximum"
+        affine = nn.Linear | nn.Conv2d | nn.Dropout | nn.BatchNorm1d | nn.BatchNorm2d | nn.Identity
+        names = {"cat", "add", "permute", "transpose"}
+        return isinstance(self._module(node), affine) or self._describe(node) in names
 
     def _skip_removed(self, node: torch.fx.Node) -> torch.fx.Node:
         """The node that stands for this one once the edits are done."""
@@ -509,38 +581,38 @@ class _Planner:
 
 
 def _perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
-    node = next(
-        n for n in dense.graph.nodes if (n.op == "call_module" and n.target == edit.path) or n.name == edit.path
-    )
-    old = dense.get_submodule(edit.path) if node.op == "call_module" else None
+    node = next(n for n in dense.graph.nodes if n.name == edit.node)
+    source = node.all_input_nodes[0]
     if edit.kind == "remove":
-        node.replace_all_uses_with(next(n for n in node.all_input_nodes))
+        node.replace_all_uses_with(source)
         dense.graph.erase_node(node)
         return
+    old = dense.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if edit.kind == "axis" and old is None:
+        node.update_arg(1, 1) if len(node.args) > 1 else node.update_kwarg("dim", 1)
+        return
     new: nn.Module
-    if edit.kind == "convolution":
-        assert isinstance(old, nn.Linear)
+    if isinstance(old, nn.Linear):
         new = as_convolution(old, edit.kernel, padding=padding)
     elif edit.kind in ("average pool", "maximum pool"):
         pool = nn.AvgPool2d if edit.kind == "average pool" else nn.MaxPool2d
         same = (edit.kernel[0] // 2, edit.kernel[1] // 2) if padding == "same" and edit.stride == (1, 1) else 0
         new = pool(edit.kernel, edit.stride, same)
-    elif edit.kind == "norm":
-        assert isinstance(old, nn.BatchNorm1d | nn.LayerNorm)
+    elif isinstance(old, nn.BatchNorm1d | nn.LayerNorm):
         new = _on_maps(old)
     elif isinstance(old, nn.Softmax | nn.LogSoftmax):
         new = type(old)(dim=1)
     else:
-        node.args, node.kwargs = node.args[:1], {"dim": 1}
-        return
-    path = edit.path if node.op == "call_module" else f"{node.name}_dense"
+        return  # a layer that is called twice was changed at its first call
+    # Layers with weights keep their names; a pool may also be called where it is not to change.
+    keeps_name = old is not None and next(new.parameters(), None) is not None
+    path = str(node.target) if keeps_name else f"{node.name}_dense"
     dense.add_submodule(path, new)
     with dense.graph.inserting_after(node):
-        fresh = dense.graph.call_module(path, (next(n for n in node.all_input_nodes),))
+        fresh = dense.graph.call_module(path, (source,))
     node.replace_all_uses_with(fresh)
-    name = node.name
     dense.graph.erase_node(node)
-    fresh.name = name
+    fresh.name = edit.node
 
 
 def as_convolution(linear: nn.Linear, kernel: tuple[int, int], *, padding: Padding = "valid") -> nn.Conv2d:
@@ -568,10 +640,10 @@ def as_convolution(linear: nn.Linear, kernel: tuple[int, int], *, padding: Paddi
 def _on_maps(norm: nn.BatchNorm1d | nn.LayerNorm) -> nn.Module:
     new: nn.Module
     if isinstance(norm, nn.LayerNorm):
-        new = ChannelLayerNorm(norm.normalized_shape[0], norm.eps, norm.elementwise_affine)
+        new = ChannelLayerNorm(norm.normalized_shape[0], norm.eps, norm.elementwise_affine, norm.bias is not None)
     else:
         new = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    new.load_state_dict(norm.state_dict())
+    new.load_state_dict(norm.state_dict(), assign=True)
     return new
 
 
@@ -581,30 +653,46 @@ def _pictures(channels: int, size: int, generator: torch.Generator) -> Tensor:
     return blobs + 0.5 * torch.randn(2, channels, size, size, generator=generator)
 
 
+class _Steps(torch.fx.Interpreter):
+    """Runs a graph node by node, and says at which it fails."""
+
+    def __init__(self, graph_module: torch.fx.GraphModule, *, keep: bool = False) -> None:
+        super().__init__(graph_module, garbage_collect_values=not keep)
+        self.extra_traceback = False
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        try:
+            return super().run_node(n)
+        except Exception as error:
+            place = _place(n)
+            line = str(error).strip().splitlines()[0]
+            raise SurgeryError(
+                f"'{place}' works on vectors in a way that has no convolutional equal: {line}", path=place
+            ) from error
+
+
 def _verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
     """Both postconditions, on live activations."""
-    net, dense = plan.net, copy.deepcopy(dense)
+    net = plan.net
     parameter = next(iter(net.parameters()), torch.empty(0))
-    channels = next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
-    pictures = _pictures(channels, plan.image_size, torch.Generator().manual_seed(0)).to(parameter)
+    pictures = _pictures(plan.channels, plan.image_size, torch.Generator().manual_seed(0)).to(parameter)
     training = [m for m in net.modules() if m.training]
     net.eval()
     dense.eval()
+    larger = plan.image_size + 2 * plan.stride
     try:
         with torch.no_grad():
-            want, got = _first(net(pictures)), _first(dense(pictures))
+            want = _first(net(pictures))
+            grown = _first(_Steps(dense).run(pictures.new_zeros(1, plan.channels, larger, larger)))
             if _too_alike(want):
                 # Untrained weights often let the signal die, and a dead net equals anything.
                 net = copy.deepcopy(net)
                 _revive(net, pictures)
                 want = _first(net(pictures))
-                got = _first(replace(plan, net=net).apply(verify=False)(pictures))
+                dense = replace(plan, net=net).apply(verify=False)
+            got = _first(_Steps(dense).run(pictures))
             if plan.exact:
-                _compare(plan, want, got)
-            larger = plan.image_size + 2 * plan.stride
-            grown = _first(dense(torch.zeros(1, channels, larger, larger).to(parameter)))
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise SurgeryError(f"the dense net does not run: {str(error).strip().splitlines()[0]}") from error
+                _compare(plan, want, got, lambda: _parting(net, dense, pictures))
     finally:
         for m in training:
             m.training = True
@@ -613,6 +701,22 @@ def _verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
             f"a picture of {larger}x{larger} gives scores of shape {tuple(grown.shape)}; expected more cells than the "
             f"{got.shape[-2]}x{got.shape[-1]} at {plan.image_size}: a layer still works on the whole picture"
         )
+
+
+def _parting(net: nn.Module, dense: torch.fx.GraphModule, pictures: Tensor) -> str:
+    """Name of the first node whose value in the dense net is no longer the classifier's."""
+    runs = []
+    for graph_module in (trace(net), dense):
+        steps = _Steps(graph_module, keep=True)
+        steps.run(pictures)
+        runs.append({node.name: value for node, value in steps.env.items() if isinstance(value, Tensor)})
+    want, got = runs
+    for name in want:
+        if name in got:
+            one, other = want[name].ravel(), got[name].ravel()
+            if one.shape != other.shape or not torch.allclose(one, other, 1e-3, 1e-5):
+                return name
+    return "output"
 
 
 def _first(output: Any) -> Tensor:
@@ -634,22 +738,25 @@ def _revive(net: nn.Module, pictures: Tensor) -> None:
             fan_in = module.weight[0].numel()
             noise = torch.randn(module.weight.shape, generator=generator).to(module.weight)
             module.weight.copy_(noise * (2 / fan_in) ** 0.5)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.track_running_stats:
-            module.reset_running_stats()
-            module.momentum = None
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
+            module.reset_parameters()
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     for module in norms:
         module.train()
+        module.momentum = None
     net(pictures)
     for module in norms:
         module.eval()
 
 
-def _compare(plan: Plan, want: Tensor, got: Tensor) -> None:
+def _compare(plan: Plan, want: Tensor, got: Tensor, parting: Callable[[], str]) -> None:
     # A dropped pool leaves a map, whose mean is the classifier's score.
     got = got.mean((2, 3)) if got.dim() == 4 else got
     if got.shape != want.shape:
-        raise SurgeryError(f"the dense net gives {tuple(got.shape)} at native size; expected {tuple(want.shape)}")
+        raise SurgeryError(
+            f"the dense net gives {tuple(got.shape)} at native size, expected {tuple(want.shape)}; they part at "
+            f"'{parting()}'"
+        )
     if _too_alike(want):
         raise SurgeryError(
             "two different pictures get the same scores, so that nothing can be checked; expected live activations: "
@@ -661,7 +768,7 @@ def _compare(plan: Plan, want: Tensor, got: Tensor) -> None:
     if not error < tolerance:
         raise SurgeryError(
             f"at {plan.image_size}x{plan.image_size} the dense net differs from the classifier by {error:.1e} of the "
-            f"difference between two pictures; expected less than {tolerance:.0e}"
+            f"difference between two pictures, expected less than {tolerance:.0e}; they part at '{parting()}'"
         )
 
 
@@ -759,16 +866,10 @@ def transplant(
     with torch.no_grad():
         for name, tensor in source.items():
             goal = rename(name)
-            if goal is None or goal not in own or own[goal].numel() != tensor.numel():
+            if goal is None or goal not in own or not _fits(tensor, own[goal]):
                 unexpected.append(name)
                 continue
             if own[goal].shape != tensor.shape:
-                if (
-                    sorted(n for n in own[goal].shape if n > 1)[:1] != sorted(n for n in tensor.shape if n > 1)[:1]
-                    and own[goal].shape[:1] != tensor.shape[:1]
-                ):
-                    unexpected.append(name)
-                    continue
                 reshaped.append(goal)
             own[goal].copy_(tensor.reshape(own[goal].shape))
             used.append(goal)
@@ -776,3 +877,14 @@ def transplant(
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     missing = tuple(name for name in own if name not in taken and name not in counters)
     return Transplant(tuple(used), missing, tuple(unexpected), tuple(reshaped))
+
+
+def _fits(tensor: Tensor, goal: Tensor) -> bool:
+    """Whether a tensor has another's entries in the same order.
+
+    Every output's weights stay together, as from a linear layer (out, C*h*w) to its convolution (out, C, h, w), or
+    only axes of length 1 differ, as in Caffe's biases.
+    """
+    if tensor.numel() != goal.numel():
+        return False
+    return tensor.shape[:1] == goal.shape[:1] or [n for n in tensor.shape if n > 1] == [n for n in goal.shape if n > 1]

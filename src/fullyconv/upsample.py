@@ -10,6 +10,7 @@ cells happen to lie in the middle of their blocks.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from fractions import Fraction
 
 import torch
@@ -68,13 +69,20 @@ class Upsample(nn.Module):
                 f"cannot upsample from {source} to the coarser {target}; list skips coarse to fine",
                 grids=(source, target),
             )
-        # A fine cell reads the two coarse cells around it; the farther one is less than a coarse stride away.
-        reach = 2 * source.stride - target.stride if self.factor > 1 or source.offset != target.offset else 0
-        self.grid = Grid(target.stride, target.offset, source.field + reach)
+        self.grid = Grid(target.stride, target.offset, source.field + 2 * self._farthest())
         self.crop: int | None = None
         if learned:
             self._ring, self.crop, kernel = self._transposed_geometry()
             self.weight = nn.Parameter(bilinear_kernel(kernel).expand(channels, 1, kernel, kernel).contiguous())
+
+    def _farthest(self) -> Fraction:
+        """Pixels from a fine cell to the farther of the two coarse cells that it reads, at most."""
+        coarse, fine = self.source.stride, self.target.stride
+        # Fine cells lie at these distances behind coarse ones: a remainder, and whole steps from there.
+        scale = coarse.denominator * fine.denominator
+        step = Fraction(math.gcd(int(coarse * scale), int(fine * scale)), scale)
+        remainder = (self.target.offset - self.source.offset) % step
+        return coarse - (min(remainder, step - remainder) or step)
 
     def _transposed_geometry(self) -> tuple[int, int, int]:
         """Rings of replicated edge at the front, crop, kernel size."""
@@ -121,7 +129,8 @@ class Upsample(nn.Module):
 
     def forward(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, K, h, w) -> (B, K, H, W), computed in float32 at least, whatever autocast says."""
-        with torch.autocast(scores.device.type, enabled=False):
+        kind = scores.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             if scores.dtype in (torch.float16, torch.bfloat16):
                 scores = scores.float()
             if self.learned:

@@ -60,7 +60,12 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
 def write_weights(path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors to a .safetensors file; they are made contiguous, and those that share storage are copied."""
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path = Path(path)
+    path.touch()
+    mode = path.stat().st_mode
     save_file(own, path, metadata=dict(metadata))
+    # safetensors makes its files readable by their owner alone, whatever the umask says.
+    path.chmod(mode)
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, str]:

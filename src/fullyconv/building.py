@@ -33,7 +33,7 @@ def build(
 
     Example:
         >>> from fullyconv.presets import fcn8s
-        >>> build(fcn8s("tinyvgg", classes=3)).heads["out"].classes
+        >>> build(fcn8s("tinyvgg", classes=3, weights=None)).heads["out"].classes
         3
     """
     source = config.weights if weights else None

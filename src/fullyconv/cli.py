@@ -1,0 +1,499 @@
+"""The command line: one function per verb, whose options are its signature.
+
+Nothing but typer is imported until a command runs, so that ``--help`` answers at once. Help is printed plain: rich
+alone would take longer to load than all the rest.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fullyconv import __version__
+from fullyconv.errors import ConfigError, DatasetError, FullyConvError
+
+app = typer.Typer(
+    name="fullyconv",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Three commands from a folder of labelled pictures to segmented ones:
+  fullyconv check DATA
+  fullyconv train DATA --out runs/x
+  fullyconv predict runs/x PICTURES --out segmented""",
+)
+
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="Folder of pictures and labels; `fullyconv datasets` says in which forms.")
+]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model, or of the run that made it.")]
+Dataset = Annotated[str, typer.Option(metavar="NAME", help="Kind of data; `fullyconv datasets` lists them.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[Literal["auto", "32", "bf16"], typer.Option(help="auto: bf16 where the hardware has it.")]
+StrategyName = Annotated[
+    Literal["auto", "whole", "tiled"],
+    typer.Option(
+        help="Segment pictures whole or in tiles (the result is the same); auto: tiles where memory is short."
+    ),
+]
+Tile = Annotated[
+    int | None, typer.Option(min=1, metavar="PX", help="Side of a tile, without its halo.  [default: 1024]")
+]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON, too; - for stdout.")
+]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 done in part, 2 a user's error (one line on stderr), 130 Ctrl-C."""
+    try:
+        app(args, prog_name="fullyconv")
+    except FullyConvError as error:
+        line = " ".join(str(error).split())
+        print(f"fullyconv: error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fullyconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help="Fully convolutional networks: from any classifier and a labelled folder to segmented pictures.")
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fullyconv train DATA --model fcn8s --backbone squeezenet1_1 --out runs/x
+  fullyconv train DATA --backbone squeezenet1_0 --weights squeezenet.safetensors --input caffe --minutes 25
+  fullyconv train DATA --out runs/x --resume        go on after an interruption, exactly
+  fullyconv train --recipe recipes/camvid.toml --out runs/camvid"""
+)
+def train(
+    context: typer.Context,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Folder of pictures and labels.")] = None,
+    model: Annotated[
+        str, typer.Option(metavar="PRESET", help="fcn32s, fcn16s, fcn8s, fcn4s or fcn2s: the stride of its scores.")
+    ] = "fcn8s",
+    backbone: Annotated[
+        str, typer.Option(metavar="NAME", help="Classifier to build on: vgg16, resnet50, timm/NAME, ...")
+    ] = "squeezenet1_1",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/NAME of DATA]")
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|default|none",
+            help="Of the classifier: a .safetensors or .pth file, the published ones (downloaded once), or random.",
+        ),
+    ] = "default",
+    input: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Preprocessing that the weights expect: caffe, imagenet, inception, unit or raw.  "
+            "[default: that of the published weights]",
+        ),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(metavar="N", help="Budget as a time.  [default: 30]")] = None,
+    epochs: Annotated[float | None, typer.Option(metavar="N", help="Budget in passes over the pictures.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Budget in steps.")] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a step.")] = 8,
+    lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate at its highest.")] = 1e-3,
+    crop: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Size of training crops in pixels, or whole.  [default: by the pictures]"),
+    ] = None,
+    context_channels: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            min=0,
+            metavar="N",
+            help="Channels of a context block before the coarsest scores; 0: none.  [default: by the backbone]",
+        ),
+    ] = None,
+    learned_upsampling: Annotated[
+        bool, typer.Option("--learned-upsampling", help="Learn the upsampling, from bilinear on.")
+    ] = False,
+    class_weights: Annotated[
+        Literal["none", "median"], typer.Option(help="Weigh rare classes more; median: by median frequency.")
+    ] = "median",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything that is random.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Processes that read pictures.  [default: by the cores]")
+    ] = None,
+    dataset: Dataset = "folder",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .toml or .json with all settings, in place of those above.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out where it was interrupted.")
+    ] = False,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not look at every label file first.")] = False,
+) -> None:
+    """Train a network on a folder of labelled pictures.
+
+    The run folder gets the best model and the last, the whole recipe, a log, and report.html to look at. Ctrl-C stops
+    cleanly; --resume goes on.
+    """
+    from fullyconv.config import Recipe
+    from fullyconv.display import TrainingDisplay
+    from fullyconv.flags import adjusted, recipe_of
+    from fullyconv.training import train
+
+    given = {name for name in context.params if _is_given(context, name)}
+    asked = f"runs/{Path(data or '').name or dataset}-{model}-{backbone}" if recipe is None else f"runs/{recipe.stem}"
+    folder = out or Path(asked.replace("timm/", ""))
+    there = folder / "recipe.json"
+    if there.exists() and not resume:
+        raise ConfigError(f"{folder}: holds a run; add --resume to go on with it, or name another --out", where="out")
+    if recipe is None and resume and data is None:
+        recipe = there
+    if recipe is not None:
+        settings = adjusted(Recipe.read(recipe), recipe, {name: context.params[name] for name in given})
+    elif data is None:
+        raise ConfigError("DATA is missing: name a folder of pictures and labels, or a --recipe", where="data")
+    else:
+        settings = Recipe.parse(recipe_of(context.params))
+    try:
+        with TrainingDisplay() as display:
+            train(settings, out=folder, resume=resume, on_event=display, check=not no_check)
+    except KeyboardInterrupt:
+        print(f"stopped; go on with: fullyconv train --out {folder} --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"trained: {folder}\nreport:  {folder / 'report.html'}")
+    print(f"next:    fullyconv predict {folder} PICTURES --out segmented")
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fullyconv predict runs/x photo.jpg --out segmented
+  fullyconv predict runs/x photos/ "more/*.tif" --out segmented --overlay
+  find /archive -name "*.jpg" | fullyconv predict runs/x - --out segmented
+
+\b
+Exit code: 0 all done; 1 some pictures could not be read, all others done; 2 none could, or wrong usage."""
+)
+def predict(
+    model: Model,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS",
+            help="Pictures, folders with pictures in and below them, patterns, or - for paths on standard input.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")],
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Write NAME.overlay.jpg, too: classes laid over it.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write NAME.npz, too: (H, W, K) float16, of every class everywhere.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write again what is there; else it is kept.")] = False,
+    strategy: StrategyName = "auto",
+    tile: Tile = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of equal size at a time.")] = 1,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Segment pictures: any number, any size.
+
+    Writes for each picture NAME.png, a label map whose palette shows the classes, with subfolders as they were; and
+    classes.json, what its ids mean, and results.json, what became of each picture and how much of it each class covers.
+    A picture that cannot be read is reported and skipped.
+    """
+    from fullyconv.display import counting
+    from fullyconv.flags import strategy_of, with_standard_input
+    from fullyconv.folders import Outcome, find_pictures, segment_files, write_results
+    from fullyconv.inference import Predictor
+
+    pictures = find_pictures(with_standard_input(inputs), out=out)
+    predictor = Predictor.load(
+        model, strategy=strategy_of(strategy, tile), device=device, precision=precision, probabilities=probabilities
+    )
+    outcomes: list[Outcome] = []
+    try:
+        with counting("segmenting", len(pictures)) as progress:
+            for outcome in segment_files(
+                predictor,
+                pictures,
+                out,
+                overlay=overlay,
+                probabilities=probabilities,
+                overwrite=overwrite,
+                batch_size=batch,
+            ):
+                outcomes.append(outcome)
+                if outcome.error:
+                    progress.console.print(f"skipped: {outcome.error}", markup=False, soft_wrap=True)
+                progress.advance(progress.task_ids[0])
+    finally:
+        if outcomes:
+            results = write_results(
+                predictor,
+                outcomes,
+                out,
+                settings={
+                    "fullyconv": __version__,
+                    "model": str(model),
+                    "strategy": strategy if tile is None else f"{strategy}, tile {tile}",
+                    "device": str(predictor.device),
+                },
+            )
+    count = {status: sum(o.status == status for o in outcomes) for status in ("done", "kept", "failed")}
+    kept = f", {count['kept']} kept since they were there (--overwrite writes them again)" if count["kept"] else ""
+    failed = f", {count['failed']} failed" if count["failed"] else ""
+    print(f"{count['done']} segmented{kept}{failed}: {results}")
+    if count["failed"]:
+        raise typer.Exit(1 if count["done"] or count["kept"] else 2)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fullyconv evaluate runs/x DATA
+  fullyconv evaluate runs/x DATA --split test --json scores.json"""
+)
+def evaluate(
+    model: Model,
+    data: Data,
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",
+    json: Json = None,
+    dataset: Dataset = "folder",
+    strategy: StrategyName = "auto",
+    tile: Tile = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Score a model on labelled pictures.
+
+    Pixel accuracy, mean accuracy, mean IU, frequency-weighted IU, and the IU of each class.
+
+    One confusion matrix over the whole set, labels at native size, as the paper defines the scores. Classes that do not
+    occur in the truth are left out of the means, and named.
+    """
+    from rich.console import Console
+
+    from fullyconv import checkpoint, datasets, evaluation
+    from fullyconv.devices import pick_device
+    from fullyconv.display import counting, scores_table
+    from fullyconv.flags import strategy_of
+
+    net = checkpoint.load(model)
+    pictures = datasets.dataset(dataset, data, split=split)
+    with counting("scoring", len(pictures)) as progress:
+        matrices = evaluation.evaluate(
+            net,
+            pictures,
+            strategy=strategy_of(strategy, tile),
+            device=device,
+            precision=precision,
+            on_progress=lambda done, total: progress.update(progress.task_ids[0], completed=done, total=total),
+        )
+    protocol = {
+        "data": {"name": pictures.name, "root": data, "split": split, "pictures": len(pictures)},
+        "model": str(model),
+        "strategy": strategy if tile is None else f"{strategy}, tile {tile}",
+        "device": str(pick_device(device)),
+        "precision": precision,
+    }
+    results = evaluation.results(matrices, protocol=protocol)
+    if str(json) != "-":
+        console = Console()
+        for head, matrix in matrices.items():
+            title = f"{data}, {split}, {len(pictures)} pictures" + (f", head {head}" if len(matrices) > 1 else "")
+            console.print(scores_table(matrix.as_dict(), title))
+    _write_json(json, results)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fullyconv check DATA
+  fullyconv check DATA --json findings.json
+
+\b
+Exit code: 0 nothing wrong; 1 warnings; 2 errors that would stop training."""
+)
+def check(data: Data, json: Json = None, dataset: Dataset = "folder") -> None:
+    """Look for what is wrong with a data set.
+
+    Finds files that cannot be read, label values that no class has, label maps of another size than their picture and
+    files without a partner, and says how often each class occurs.
+    """
+    from rich.console import Console
+
+    from fullyconv.checking import check
+    from fullyconv.datasets import dataset as open_dataset
+    from fullyconv.display import counting, counts_table
+
+    console = Console()
+    results: dict[str, Any] = {}
+    for split in ("train", "val", "test"):
+        try:
+            pictures = open_dataset(dataset, data, split=split)
+        except DatasetError:
+            if split == "test":
+                continue  # many a data set has none, or keeps its labels secret
+            raise
+        with counting(f"checking {split}", len(pictures)) as progress:
+            report = check(pictures, on_progress=lambda done, _: progress.update(progress.task_ids[0], completed=done))
+        counts = {
+            head: dict(zip(table.names, report.counts[head].tolist(), strict=True))
+            for head, table in pictures.classes.items()
+        }
+        results[split] = {
+            "pictures": len(pictures),
+            "notes": list(pictures.notes),
+            "findings": [asdict(finding) for finding in report.findings],
+            "pixels": counts,
+            "void": dict(report.void),
+        }
+        if str(json) != "-":
+            for note in pictures.notes:
+                console.print(note, style="dim", markup=False, soft_wrap=True)
+            for head in counts:
+                console.print(counts_table(counts[head], report.void[head], f"{split}: {len(pictures)} pictures"))
+            for finding in report.findings:
+                console.print(f"{finding.severity}: {finding.detail}", markup=False, highlight=False, soft_wrap=True)
+    _write_json(json, results)
+    severities = {finding["severity"] for result in results.values() for finding in result["findings"]}
+    if severities:
+        raise typer.Exit(2 if "error" in severities else 1)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fullyconv explain runs/x
+  fullyconv explain vgg16
+  fullyconv explain fcn8s --backbone resnet18 --classes 21 --json -"""
+)
+def explain(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|BACKBONE|PRESET", help="Folder of a model, name of a backbone, or of a preset."),
+    ],
+    backbone: Annotated[str, typer.Option(metavar="NAME", help="With a preset: what it is built on.")] = "vgg16",
+    classes: Annotated[int, typer.Option(min=1, metavar="K", help="With a preset: how many classes.")] = 21,
+    json: Json = None,
+) -> None:
+    """Show how a network is made.
+
+    The surgery on the classifier, where every map lies on the picture, the crops, and what each stage costs.
+    """
+    from fullyconv import backbones, checkpoint
+    from fullyconv.building import build
+    from fullyconv.explanation import explain
+    from fullyconv.lookup import lookup
+    from fullyconv.presets import PRESETS
+
+    net: Any
+    if Path(what).is_dir():
+        net = checkpoint.load(what)
+    elif what in PRESETS:
+        net = build(PRESETS[what](backbone, classes, weights=None))
+    else:
+        if not what.startswith("timm/"):
+            lookup("model folder, backbone or preset", what, {**backbones.BACKBONES, **PRESETS})
+        net = backbones.backbone(what)
+    report = explain(net)
+    if str(json) != "-":
+        print(report.text())
+    _write_json(json, report.json())
+
+
+@app.command(
+    epilog="""\b
+Example:
+  fullyconv demo --out runs/demo"""
+)
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the models, report.html and results.json.")
+    ] = Path("runs/demo"),
+) -> None:
+    """Show the whole story on generated scenes, in minutes, with nothing to download.
+
+    Trains a small classifier, reads it at every position, fine-tunes it as FCN-32s, 16s and 8s, scores them, and
+    segments a picture of an odd size whole and in tiles. What an earlier demo left in the folder is replaced.
+    """
+    from fullyconv.demo import demo as run
+    from fullyconv.display import TrainingDisplay
+
+    with TrainingDisplay() as display:
+        found = run(out, on_event=display)
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in found["mean_iu"].items())
+    print(f"mean IU on held-out scenes: {scores}; {found['minutes']:.1f} minutes")
+    print(f"report:  {out / 'report.html'}\nresults: {out / 'results.json'}")
+
+
+@app.command()
+def info() -> None:
+    """Show versions, devices and optional parts of this installation."""
+    import importlib.metadata
+    import platform
+
+    from fullyconv.devices import describe_devices
+
+    print(f"fullyconv {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for package in ("torch", "torchvision", "timm", "lightning-fabric", "pillow", "numpy"):
+        print(f"  {package} {importlib.metadata.version(package)}")
+    for line in describe_devices():
+        print(f"  {line}")
+    for package, use in (("tensorboard", "training curves in TensorBoard"),):
+        try:
+            print(f"  {package} {importlib.metadata.version(package)}: {use}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"  {package}: not installed; pip install 'fullyconv[{package}]' for {use}")
+
+
+@app.command()
+def datasets() -> None:
+    """List the kinds of data that DATA can be."""
+    from fullyconv.datasets import DATASETS
+
+    for name, opener in DATASETS.items():
+        line = (opener.__doc__ or "").strip().splitlines()[0]
+        print(f"{name:<10} {line}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _write_json(path: Path | None, value: Any) -> None:
+    import json
+
+    if path is None:
+        return
+    if str(path) == "-":
+        print(json.dumps(value, indent=2))
+        return
+    from fullyconv.checkpoint import write_json
+
+    try:
+        write_json(path, value)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}", where="json") from None

@@ -1,0 +1,336 @@
+"""What is done at full resolution without ever holding K scores for every pixel.
+
+A score map is 1/s of the picture's height and width, so upsampled whole it would be s squared times as large, only to
+be reduced to one label or one loss a pixel. Fixed upsampling is linear and separable, ``A_h X A_w^T``, so any block of
+pixels is two products of small matrices with the few cells that it lies on. Here pixels are made block by block, small
+enough for the cache, and are gone before the next: three to eight times as fast as the plain way, in the memory of a
+few blocks and of a score map as wide as they are (``benchmarks/dense_tail.py``).
+
+The sums are the plain ones in another order, so results agree to rounding. Scores are upsampled in float32 at least,
+whatever autocast says. A NaN spoils the block it is in. Where upsampling is learned it is no such product, and one
+block holds everything.
+
+B, K, h, w: score map; H, W: picture, ``size``; R, C: block of pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fullyconv import losses
+from fullyconv.losses import Reduction
+
+Result = TypeVar("Result")
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+class Upsampling(Protocol):
+    """What is needed of `fullyconv.upsample.Upsample`."""
+
+    learned: bool
+
+    def matrix(
+        self, cells: int, pixels: int, *, start: int = ..., device: torch.device | None = ..., dtype: torch.dtype = ...
+    ) -> Tensor: ...
+
+    def __call__(self, scores: Tensor, size: Size) -> Tensor: ...
+
+
+def argmax(scores: Tensor, upsample: Upsampling, size: Size, *, block: Size | None = None) -> Tensor:
+    """The class with the largest upsampled score, at every pixel.
+
+    Args:
+        scores: (B, K, h, w), float.
+        upsample: how scores reach the pixels.
+        size: of the picture.
+        block: pixels made at a time, (rows, columns); None: as many as fit the cache.
+
+    Returns:
+        (B, H, W), uint8 where K <= 255, else int32. Of equal scores the first class wins, of NaNs the first NaN, as
+        with `torch.argmax`.
+
+    Example:
+        >>> from fullyconv.geometry import Grid
+        >>> from fullyconv.upsample import Upsample
+        >>> scores = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two classes, two cells
+        >>> argmax(scores, Upsample(Grid().conv(3, stride=3), Grid(), channels=2), (1, 6))
+        tensor([[[0, 0, 0, 1, 1, 1]]], dtype=torch.uint8)
+    """
+    dtype = _label_type(scores)
+
+    def reduce(fine: Tensor) -> tuple[Tensor]:
+        # max gives the first index too, and on the CPU is an order of magnitude faster than argmax over this axis.
+        return (fine.max(2).indices.to(dtype),)
+
+    return _reduced(scores, upsample, size, block, reduce)[0]
+
+
+def probability(
+    scores: Tensor, upsample: Upsampling, size: Size, *, block: Size | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `argmax` gives, and how probable the net holds it.
+
+    Returns:
+        labels as from `argmax`, and (B, H, W) float32 in 1/K..1, the largest softmax probability.
+    """
+    dtype = _label_type(scores)
+
+    def reduce(fine: Tensor) -> tuple[Tensor, Tensor]:
+        largest, index = fine.max(2, keepdim=True)
+        return index.squeeze(2).to(dtype), (fine - largest).exp_().sum(2).reciprocal().float()
+
+    labels, probabilities = _reduced(scores, upsample, size, block, reduce)
+    return labels, probabilities
+
+
+def probabilities_bands(
+    scores: Tensor, upsample: Upsampling, size: Size, *, rows: int | None = None
+) -> Iterator[Tensor]:
+    """The softmax probabilities of all classes, in bands of whole rows from the top of the picture to the bottom.
+
+    Args:
+        scores, upsample, size: as for `argmax`.
+        rows: of a band; None: about a million probabilities.
+
+    Yields:
+        (B, K, rows, W), float32 (float64 from float64 scores), summing to 1 over K.
+    """
+    if upsample.learned:
+        with torch.no_grad():
+            everything = upsample(scores, size).softmax(1)
+        yield everything
+        return
+    coarse = _rows_first(scores)
+    if rows is None:
+        rows = max(1, (1 << 20) // (coarse.shape[1] * coarse.shape[2] * size[1]))
+    down, across = _cut(coarse, upsample, size, (rows, 128))
+
+    def compute(band: _Strip) -> Tensor:
+        narrow = band.spread_down(coarse)
+        fine = torch.cat([columns.spread_across(narrow) for columns in across], dim=3)
+        return fine.softmax(2).permute(1, 2, 0, 3)
+
+    for band in down:
+        yield from _each([band], compute)
+
+
+def cross_entropy(
+    scores: Tensor,
+    upsample: Upsampling,
+    labels: Tensor,
+    *,
+    void: int,
+    reduction: Reduction = "mean",
+    weights: Tensor | None = None,
+    block: Size | None = None,
+) -> Tensor:
+    """``losses.cross_entropy(upsample(scores, size), labels, ...)``, value and gradient, block by block.
+
+    Args:
+        scores: (B, K, h, w), float.
+        upsample: how scores reach the pixels; where learned, the plain loss is computed, with its memory.
+        labels: (B, H, W) int64, 0..K-1 or ``void``; their size is the picture's.
+        void, reduction, weights: as in `fullyconv.losses`. No gradient reaches ``weights``.
+        block: pixels made at a time; None: as many as fit the cache.
+
+    Returns:
+        scalar, 0 or more, best 0. It can be differentiated once.
+    """
+    height, width = labels.shape[-2:]
+    if upsample.learned:
+        logits = upsample(scores, (height, width))
+        return losses.cross_entropy(logits, labels, void=void, reduction=reduction, weights=weights)
+    total, count = _CrossEntropy.apply(scores, upsample, labels, void, weights, block)
+    return losses.reduce(total, count, reduction)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The loss summed over pixels and the sum of their weights; the gradient comes from the same pass over blocks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        upsample: Upsampling,
+        labels: Tensor,
+        void: int,
+        weights: Tensor | None,
+        block: Size | None,
+    ) -> tuple[Tensor, Tensor]:
+        wants_slope: bool = ctx.needs_input_grad[0]
+        # In powers of 2, which cost a third of powers of e on the CPU; log2(e) goes in where scores are few.
+        coarse = _rows_first(scores) * math.log2(math.e)
+        down, across = _cut(coarse, upsample, (labels.shape[1], labels.shape[2]), block)
+
+        def compute(columns: _Strip) -> tuple[Tensor, Tensor, Tensor | None]:
+            truth = labels[..., columns.pixels].transpose(0, 1).unsqueeze(2)  # (H, B, 1, C)
+            counted = truth != void
+            truth = truth.masked_fill(~counted, 0)
+            weight = counted.to(coarse) if weights is None else weights.to(coarse)[truth] * counted
+            wide = columns.spread_across(coarse)
+            wide_slope = torch.zeros_like(wide) if wants_slope else None
+            total = wide.new_zeros(())
+            for rows in down:
+                true_class, share = truth[rows.pixels], weight[rows.pixels]
+                fine = rows.spread_down(wide)
+                fine -= fine.amax(2, keepdim=True)
+                true_score = fine.gather(2, true_class)
+                powers = fine.exp2_()
+                sum_of_powers = powers.sum(2, keepdim=True)
+                total += ((sum_of_powers.log2() - true_score) * share).sum()
+                if wide_slope is not None:
+                    # share * (probability - 1 where true)
+                    powers.mul_(share / sum_of_powers).scatter_add_(2, true_class, -share)
+                    rows.gather_down(powers, wide_slope)
+            return total, weight.sum(), None if wide_slope is None else columns.gather_across(wide_slope)
+
+        totals, counts, slopes = zip(*_each(across, compute), strict=True)
+        if wants_slope:
+            slope = torch.zeros_like(coarse)
+            for columns, part in zip(across, slopes, strict=True):
+                slope[..., columns.cells] += part
+            ctx.save_for_backward(slope.permute(1, 2, 0, 3).to(scores.dtype))
+        total, count = torch.stack(totals).sum() * math.log(2), torch.stack(counts).sum()
+        ctx.mark_non_differentiable(count)
+        return total, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return slope * upstream, None, None, None, None, None
+
+
+class _Strip(NamedTuple):
+    """Some neighbouring pixels of one axis, the cells they lie on, and how much of each cell each pixel takes."""
+
+    pixels: slice
+    cells: slice
+    shares: Tensor
+    """(pixels, cells)."""
+
+    def spread_down(self, coarse: Tensor) -> Tensor:
+        """(h, B, K, C) -> (R, B, K, C)."""
+        return (self.shares @ coarse[self.cells].flatten(1)).view(-1, *coarse.shape[1:])
+
+    def gather_down(self, slope: Tensor, coarse_slope: Tensor) -> None:
+        """Add the gradient of what `spread_down` gave to that of what it took."""
+        coarse_slope[self.cells].flatten(1).addmm_(self.shares.T, slope.flatten(1))
+
+    def spread_across(self, coarse: Tensor) -> Tensor:
+        """(R, B, K, w) -> (R, B, K, C)."""
+        return (coarse.flatten(0, 2)[:, self.cells] @ self.shares.T).view(*coarse.shape[:3], -1)
+
+    def gather_across(self, slope: Tensor) -> Tensor:
+        """The gradient of what `spread_across` took, at `cells`, from that of what it gave."""
+        return (slope.flatten(0, 2) @ self.shares).view(*slope.shape[:3], -1)
+
+
+def _reduced(
+    scores: Tensor,
+    upsample: Upsampling,
+    size: Size,
+    block: Size | None,
+    reduce: Callable[[Tensor], tuple[Tensor, ...]],
+) -> list[Tensor]:
+    """(B, H, W) each: what ``reduce``, (R, B, K, C) -> (R, B, C) each, makes of all blocks."""
+    if upsample.learned:
+        with torch.no_grad():
+            return [part.transpose(0, 1).contiguous() for part in reduce(upsample(scores, size).permute(2, 0, 1, 3))]
+    coarse = _rows_first(scores)
+    down, across = _cut(coarse, upsample, size, block)
+
+    def compute(columns: _Strip) -> list[Tensor]:
+        wide = columns.spread_across(coarse)
+        parts = [reduce(rows.spread_down(wide)) for rows in down]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    columns = _each(across, compute)
+    return [torch.cat(part, dim=2).transpose(0, 1).contiguous() for part in zip(*columns, strict=True)]
+
+
+def _each(strips: Sequence[_Strip], compute: Callable[[_Strip], Result]) -> list[Result]:
+    """``compute`` of every strip, in order.
+
+    On the CPU the strips are shared out among threads, in each of which torch is serial: so the threads wait for each
+    other once, not after every small operation, which is several times as fast and, where other processes want the
+    cores too (readers of pictures), a hundred times.
+    """
+    device = strips[0].shares.device
+
+    def alone(strip: _Strip) -> Result:
+        # Under autocast products would be rounded to bfloat16, and labels with them.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return compute(strip)
+
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if min(threads, len(strips)) == 1:
+        return [alone(strip) for strip in strips]
+    return list(_workers(threads, os.getpid()).map(alone, strips))
+
+
+@cache
+def _workers(threads: int, process: int) -> ThreadPoolExecutor:
+    """So many threads with a serial torch, for this process (a forked one would inherit a pool without its threads)."""
+
+    def be_serial() -> None:
+        torch.get_num_threads()  # a thread that has never asked would take over the common number later
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, "dense", initializer=be_serial)
+    all_there = Barrier(threads)
+    list(pool.map(lambda _: all_there.wait(), range(threads)))
+    torch.set_num_threads(threads)  # the common number, which every thread set to 1
+    return pool
+
+
+def _rows_first(scores: Tensor) -> Tensor:
+    """(B, K, h, w) -> (h, B, K, w), in which either axis spreads by one product of matrices, whatever B and K."""
+    wide = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    return wide.permute(2, 0, 1, 3).contiguous()
+
+
+def _cut(coarse: Tensor, upsample: Upsampling, size: Size, block: Size | None) -> tuple[list[_Strip], list[_Strip]]:
+    """The rows and the columns of a picture, cut into blocks."""
+    rows, columns = block or _block_that_fits(coarse, size[1])
+    return _strips(coarse, upsample, 0, size[0], rows), _strips(coarse, upsample, 3, size[1], columns)
+
+
+def _block_that_fits(coarse: Tensor, width: int) -> Size:
+    """A CPU wants its block in the cache, narrow, for the product across costs by the width, and every thread busy."""
+    per_pixel = coarse.shape[1] * coarse.shape[2]
+    if coarse.device.type != "cpu":
+        return max(1, (1 << 24) // (512 * per_pixel)), 512
+    scores, threads = 3 << 17, torch.get_num_threads()
+    columns = min(max(scores // (32 * per_pixel), 64), 256)
+    strips = math.ceil(math.ceil(width / columns) / threads) * threads
+    columns = max(math.ceil(width / strips), min(width, 32))
+    return min(max(scores // (columns * per_pixel), 1), 32), columns
+
+
+def _strips(coarse: Tensor, upsample: Upsampling, axis: int, pixels: int, length: int) -> list[_Strip]:
+    cells = coarse.shape[axis]
+    strips = []
+    for start in range(0, pixels, length):
+        stop = min(start + length, pixels)
+        # On the CPU, since Python has to know which cells are touched.
+        shares = upsample.matrix(cells, stop - start, start=start, dtype=coarse.dtype)
+        touched = shares.any(0).nonzero()
+        first, last = int(touched[0]), int(touched[-1]) + 1
+        strips.append(_Strip(slice(start, stop), slice(first, last), shares[:, first:last].to(coarse.device)))
+    return strips
+
+
+def _label_type(scores: Tensor) -> torch.dtype:
+    return torch.uint8 if scores.shape[1] <= 255 else torch.int32

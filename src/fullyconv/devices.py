@@ -1,0 +1,87 @@
+"""Which device, which precision, how much memory: what a machine offers, asked in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fullyconv.errors import ConfigError
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are."""
+    return next(model.parameters()).device
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; "auto" is the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(
+            f"device: got {name!r}; expected auto, cpu, cuda or cuda:N of this machine", where="device"
+        ) from None
+    return device
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, so that it is faster there than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Not public, so a torch that has them no more is a machine without.
+    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, test, bool)() for test in tests)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which nets compute in the given precision: "auto" (bf16 where `computes_bf16`), "32" or "bf16".
+
+    Raises:
+        ConfigError: another precision.
+    """
+    if precision not in ("auto", "32", "bf16"):
+        raise ConfigError(f"precision: got {precision!r}; expected auto, 32 or bf16", where="precision")
+    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a picture may still take on the device, container limits included."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    candidates = [4 << 30]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        line = next((x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable:")), None)
+        if line is not None:
+            candidates = [int(line.split()[1]) * 1024]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdigit():
+        candidates.append(int(most) - int(used.read_text()))
+    return max(min(candidates), 0)
+
+
+def describe_devices() -> list[str]:
+    """A line for each device: its name, free memory, precision, and whether "auto" takes it."""
+    lines = []
+    for name in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))):
+        device = pick_device(name)
+        what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        bf16 = "bf16 in hardware" if computes_bf16(device) else "no bf16 in hardware, so float32"
+        chosen = ", taken for auto" if device.type == pick_device("auto").type and not device.index else ""
+        lines.append(f"{name}: {what}, {free_memory(device) / 2**30:.1f} GiB free, {bf16}{chosen}")
+    return lines

@@ -1,0 +1,154 @@
+"""What the commands show while they work and when they are done. Progress goes to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
+
+LINE_EVERY_S = 30.0
+"""How often a line is printed where there is no terminal to draw a bar on."""
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it.
+
+    Example:
+        >>> duration(75), duration(7300)
+        ('1:15', '2:01:40')
+    """
+    minutes, s = divmod(round(max(seconds, 0)), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+class TrainingDisplay:
+    """Shows training events: one live line on a terminal, a line now and then elsewhere. Pass it as ``on_event``."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[state]}", markup=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.mean_iu = ""
+        self._line_due = time.monotonic() + LINE_EVERY_S
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Step():
+                self._step(event)
+            case Evaluated():
+                self.mean_iu = f"  val mean IU {event.mean_iu:.1%}".replace("%", " %")
+                self._say(
+                    f"{event.stage}  step {event.step}{self.mean_iu}{', the best so far' if event.best else ''}",
+                    "green" if event.best else "",
+                )
+            case Alarm():
+                self._say(f"alarm: {event.message}", "bold red")
+            case Said():
+                self._say(event.message, "dim")
+            case Saved():
+                pass  # said once at the end, by the command
+
+    def _step(self, step: Step) -> None:
+        task = self.tasks.get(step.stage)
+        if task is None:
+            task = self.tasks[step.stage] = self.progress.add_task(step.stage, total=1.0, state="")
+            self.mean_iu = ""
+        state = (
+            f"step {step.step}  loss {step.loss:.3f} a pixel  {step.images_per_s:.1f} images/s"
+            f"{self.mean_iu}  {duration(step.seconds_left)} left"
+        )
+        self.progress.update(task, completed=step.progress, state=state)
+        if not self.console.is_terminal and time.monotonic() >= self._line_due:
+            self._line_due = time.monotonic() + LINE_EVERY_S
+            self._say(f"{step.stage}  {step.progress:.0%}  {state}".replace("%", " %"), "")
+
+    def _say(self, message: str, style: str) -> None:
+        self.console.print(Text(message, style=style), soft_wrap=True)
+
+
+@contextmanager
+def counting(what: str, total: int | None) -> Iterator[Progress]:
+    """A bar on stderr that counts things; its first task is the count, ``progress.advance(progress.task_ids[0])``."""
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True, highlight=False),
+    )
+    with progress:
+        progress.add_task(what, total=total)
+        yield progress
+
+
+def percent(value: float | None) -> str:
+    """A share of 0..1 in percent; a dash for none.
+
+    Example:
+        >>> percent(0.684), percent(None)
+        ('68.4', '-')
+    """
+    return "-" if value is None or value != value else f"{100 * value:.1f}"
+
+
+def scores_table(results: Mapping[str, Any], title: str) -> Table:
+    """The four scores and those of each class, in percent."""
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column("class")
+    for column in ("IU", "accuracy", "share of truth"):
+        table.add_column(column, justify="right")
+    pixels = sum(one["pixels"] for one in results["per_class"].values()) or 1
+    for name, one in results["per_class"].items():
+        share = one["pixels"] / pixels
+        table.add_row(Text(name), percent(one["iu"]), percent(one["accuracy"]), percent(share))
+    table.add_section()
+    table.add_row("mean", percent(results["mean_iu"]), percent(results["mean_accuracy"]), "")
+    absent = f"; not in the truth, so left out: {', '.join(results['absent'])}" if results["absent"] else ""
+    table.caption = (
+        f"mean IU {percent(results['mean_iu'])}, frequency-weighted IU {percent(results['fw_iu'])}, "
+        f"pixel accuracy {percent(results['pixel_accuracy'])}, mean accuracy {percent(results['mean_accuracy'])} (%)"
+        f"{absent}"
+    )
+    return table
+
+
+def counts_table(pixels: Mapping[str, int], void: int, title: str) -> Table:
+    """How often each class occurs."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    table.add_column("pixels", justify="right")
+    table.add_column("share, %", justify="right")
+    total = sum(pixels.values()) or 1
+    for name, count in pixels.items():
+        table.add_row(Text(name), f"{count:,}", percent(count / total))
+    table.add_section()
+    table.add_row("void", f"{void:,}", "")
+    return table

@@ -1,0 +1,277 @@
+"""From many picture files to a folder of label maps: which files, under which names, kept or replaced."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fullyconv import checkpoint, images
+from fullyconv.errors import ConfigError, FullyConvError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from fullyconv.inference import Predictor
+    from fullyconv.segmentation import Segmentation
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture to segment and the name of its outputs: ``OUT/{key}.png`` and so on."""
+
+    path: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture file.
+
+    Attributes:
+        path: the picture.
+        status: done; kept, since all its outputs were there; or failed.
+        outputs: files written or kept, by what they are, such as ``{"labels": Path("out/a.png")}``.
+        size: (height, width) in pixels; None unless done.
+        area: for each head the share of each class that occurs, 0..1, largest first.
+        notes: what was done to the picture on the way in.
+        error: why it failed, one line.
+    """
+
+    path: Path
+    status: Literal["done", "kept", "failed"]
+    outputs: dict[str, Path] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    area: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    error: str = ""
+
+
+def find_pictures(inputs: Iterable[str | os.PathLike[str]], *, out: Path) -> list[PictureFile]:
+    """The picture files among files, folders (with all below them) and glob patterns, each once, with their keys.
+
+    A key is the file's path below the folder it was found in, without suffix; a named file's is its bare name. Where
+    two would be the same, as of ``a.jpg`` and ``a.png``, the suffix is kept, and failing that they are numbered.
+
+    Raises:
+        ConfigError: an input is neither a file nor a folder and matches none, or there is no picture in any of them.
+    """
+    found: dict[Path, tuple[Path, Path]] = {}
+    for given in inputs:
+        matches = list(_expand(os.fspath(given), out.resolve()))
+        for path, name in matches:
+            found.setdefault(path.resolve(), (path, name))
+    if not found:
+        raise ConfigError("no pictures: expected files, folders or patterns that hold some", where="inputs")
+    # Folded, since a.png and A.png are one file on many a disk.
+    plain = Counter(str(name.with_suffix("")).casefold() for _, name in found.values())
+    taken: set[str] = set()
+    pictures = []
+    for path, name in found.values():
+        stem = name.with_suffix("")
+        base = key = str(stem if plain[str(stem).casefold()] == 1 else name)
+        number = 1
+        while key.casefold() in taken:
+            number += 1
+            key = f"{base}-{number}"
+        taken.add(key.casefold())
+        pictures.append(PictureFile(path, key))
+    return pictures
+
+
+def _expand(given: str, out: Path) -> Iterator[tuple[Path, Path]]:
+    """Pairs of a file and its name below what was given."""
+    path = Path(given)
+    if path.is_dir() and path.resolve() == out:
+        raise ConfigError(f"{given}: the label maps would lie among the pictures; choose another folder", where="out")
+    if path.is_dir():
+        yield from _walk(path, out)
+    elif path.exists() or not glob.has_magic(given):
+        # A named file that is missing fails like one that is damaged: it is reported, and the others are done.
+        yield path, Path(path.name)
+    else:
+        parts = path.parts
+        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        root = Path(*parts[:fixed])
+        matches = sorted(Path(m) for m in glob.glob(given, recursive=True))
+        if not matches:
+            raise ConfigError(f"{given}: no file matches; expected a file, a folder or a pattern", where="inputs")
+        ours = out if out != root.resolve() and out.is_relative_to(root.resolve()) else None
+        for match in matches:
+            is_ours = ours is not None and match.resolve().is_relative_to(ours)
+            if match.is_file() and match.suffix.lower() in images.SUFFIXES and not is_ours:
+                yield match, match.relative_to(root)
+
+
+def _walk(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    """Pictures in a folder and below it; not hidden ones, and not our own outputs of an earlier run."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and (Path(parent) / f).resolve() != out)
+        for file in sorted(files):
+            if not file.startswith(".") and Path(file).suffix.lower() in images.SUFFIXES:
+                path = Path(parent) / file
+                yield path, path.relative_to(folder)
+
+
+def segment_files(
+    predictor: Predictor,
+    pictures: Sequence[PictureFile],
+    out: Path,
+    *,
+    overlay: bool = False,
+    probabilities: bool = False,
+    overwrite: bool = False,
+    batch_size: int = 1,
+) -> Iterator[Outcome]:
+    """Segment files into a folder: ``OUT/{key}.png``, and ``.overlay.jpg`` and ``.npz`` where asked for.
+
+    Decoding, computing and encoding overlap. A model with several heads writes ``{key}.{head}.png`` and so on. Each
+    file is written whole or not at all.
+
+    Args:
+        predictor: made with ``probabilities=True`` where they are asked for.
+        pictures: as `find_pictures` gives them.
+        out: folder, created where missing.
+        overlay: write the picture with the classes laid over it, too.
+        probabilities: write the probability of every class at every pixel, too.
+        overwrite: write again what exists; otherwise that is kept, and a picture all of whose outputs exist is not
+            even read.
+        batch_size: neighbours of equal size that go through the net together.
+
+    Yields:
+        What became of each picture, as it becomes known.
+
+    Raises:
+        ConfigError: an output would replace one of the pictures or lie outside of ``out``, or ``out`` cannot be made.
+    """
+    kinds = (
+        {"labels": ".png"}
+        | ({"overlay": ".overlay.jpg"} if overlay else {})
+        | ({"probabilities": ".npz"} if probabilities else {})
+    )
+    heads = {"" if len(predictor.classes) == 1 else f".{head}": head for head in predictor.classes}
+    targets = {
+        p.key: {kind + head: out / f"{p.key}{head}{suffix}" for head in heads for kind, suffix in kinds.items()}
+        for p in pictures
+    }
+    _refuse_to_harm(pictures, targets, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be made: {error.strerror}", where="out") from None
+    todo: list[PictureFile] = []
+    for picture in pictures:
+        if not overwrite and all(target.exists() for target in targets[picture.key].values()):
+            yield Outcome(picture.path, "kept", targets[picture.key])
+        else:
+            todo.append(picture)
+    by_source = {os.fspath(picture.path): targets[picture.key] for picture in todo}
+    failed: list[Outcome] = []
+
+    def skip(picture: images.Picture, error: FullyConvError) -> None:
+        failed.append(Outcome(Path(str(picture)), "failed", error=str(error)))
+
+    def unread() -> Iterator[Outcome]:
+        while failed:
+            yield failed.pop(0)
+
+    writing: deque[Future[Outcome]] = deque()
+    with ThreadPoolExecutor(2, thread_name_prefix="write") as writers:
+        pixels = predictor.map((picture.path for picture in todo), batch_size=batch_size, on_error=skip)
+        for segmentation in pixels:
+            writing.append(writers.submit(_write, segmentation, by_source[segmentation.source], overwrite))
+            yield from unread()
+            # A result holds a picture, so only a few may wait for the disk.
+            while len(writing) > 4:
+                yield writing.popleft().result()
+        yield from unread()
+        for future in writing:
+            yield future.result()
+
+
+def _refuse_to_harm(pictures: Sequence[PictureFile], targets: Mapping[str, Mapping[str, Path]], out: Path) -> None:
+    sources = {picture.path.resolve() for picture in pictures}
+    inside = out.resolve()
+    for outputs in targets.values():
+        for target in outputs.values():
+            if target.resolve() in sources:
+                raise ConfigError(f"{target}: would replace one of the pictures; choose another folder", where="out")
+            if not target.parent.resolve().is_relative_to(inside):
+                raise ConfigError(
+                    f"{target}: a link leads out of {out}; remove it or choose another folder", where="out"
+                )
+
+
+def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: bool) -> Outcome:
+    heads = {"" if len(segmentation.labels) == 1 else f".{head}": head for head in segmentation.labels}
+    area = {}
+    try:
+        for suffix, head in heads.items():
+            for kind, write in (
+                ("labels", segmentation.save),
+                ("overlay", segmentation.save_overlay),
+                ("probabilities", segmentation.save_probabilities),
+            ):
+                target = targets.get(kind + suffix)
+                if target is not None and (overwrite or not target.exists()):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write(target, head)
+            shares = segmentation.area(head)
+            area[head] = {n: shares[n] for n in sorted(shares, key=lambda n: -shares[n]) if shares[n]}
+    except (OSError, FullyConvError) as error:
+        return Outcome(Path(segmentation.source), "failed", error=f"{segmentation.source}: not written: {error}")
+    return Outcome(
+        Path(segmentation.source),
+        "done",
+        outputs=dict(targets),
+        size=segmentation.size,
+        area=area,
+        notes=segmentation.notes,
+    )
+
+
+def write_results(predictor: Predictor, outcomes: Sequence[Outcome], out: Path, *, settings: Mapping[str, Any]) -> Path:
+    """Write ``results.json``, what became of each picture, and ``classes.json``, what the ids in the PNGs mean.
+
+    ``classes.json`` has the form that the folder dataset reads, one file a head where there are several. What an
+    earlier ``results.json`` says of a picture whose outputs were kept stays in. Sizes are in pixels, shares in 0..1.
+
+    Returns:
+        The path of ``results.json``.
+    """
+    for head, table in predictor.classes.items():
+        name = "classes.json" if len(predictor.classes) == 1 else f"classes.{head}.json"
+        checkpoint.write_json(out / name, [entry.model_dump(mode="json") for entry in table.entries])
+    path = out / "results.json"
+    earlier = _earlier(path)
+    files = []
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.path):
+        record: dict[str, Any] = {"input": os.fspath(outcome.path), "status": outcome.status}
+        if outcome.status == "kept":
+            record = earlier.get(os.fspath(outcome.path), {}) | record
+        if outcome.outputs:
+            record["outputs"] = {kind: target.relative_to(out).as_posix() for kind, target in outcome.outputs.items()}
+        if outcome.size is not None:
+            record |= {"height": outcome.size[0], "width": outcome.size[1], "area": outcome.area}
+        if outcome.notes:
+            record["notes"] = list(outcome.notes)
+        if outcome.error:
+            record["error"] = outcome.error
+        files.append(record)
+    counts = Counter(outcome.status for outcome in outcomes)
+    totals = {status: counts[status] for status in ("done", "kept", "failed")}
+    checkpoint.write_json(path, {**settings, **totals, "files": files})
+    return path
+
+
+def _earlier(path: Path) -> dict[str, dict[str, Any]]:
+    """Records of an earlier run by input; none where there is no such file, or one that is not ours."""
+    try:
+        return {record["input"]: record for record in json.loads(path.read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}

@@ -1,0 +1,245 @@
+"""A model with what moves its weights: one step at a time, on any device, in any number of processes.
+
+Lightning Fabric is beneath, and is named nowhere else. Started by ``torchrun`` or ``fabric run``, every process makes a
+`Learner` and they move as one: each takes its share of every batch, and a loss is the mean over the pixels of all
+shares, so that the number of processes is no part of a recipe. (BatchNorm is the exception: it sees one share.)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fullyconv import checkpoint, dense
+from fullyconv.config import FitConfig
+from fullyconv.devices import computes_bf16, pick_device
+from fullyconv.errors import ConfigError
+from fullyconv.lookup import lookup
+from fullyconv.losses import LOSSES
+from fullyconv.model import FCN, Head
+from fullyconv.optim import NORMS, Average, optimizer_of, param_groups
+from fullyconv.sampling import Batch, mix
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Learner:
+    """What learns.
+
+    Args:
+        model: learns in place; is moved to the device, channels_last.
+        settings: optimizer, loss, precision, device.
+        void: the label that does not count.
+        weights: for each head the weights of its classes in the loss, (K,) float32; a head may be left out.
+
+    Attributes:
+        model: the model as it was given.
+        scored: what to score and to keep: the average of the weights, or the model itself where there is none.
+        device, rank, processes: where this process is.
+        bf16: whether the net computes in bfloat16.
+        guess: loss per pixel of guessing every class alike, ``ln K``, summed over heads with their weights.
+
+    Raises:
+        ConfigError: the settings do not fit the model or the machine.
+    """
+
+    def __init__(
+        self,
+        model: FCN,
+        settings: FitConfig,
+        *,
+        void: int,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        lookup("loss", settings.loss, LOSSES)
+        for name in settings.head_loss:
+            lookup("head", name, dict(model.heads.items()))
+        device = pick_device(settings.device)
+        self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and computes_bf16(device))
+        self._fabric = _fabric(device, bf16=self.bf16)
+        self.device: torch.device = self._fabric.device
+        self.rank, self.processes = self._fabric.global_rank, self._fabric.world_size
+        if settings.batch % self.processes:
+            raise ConfigError(
+                f"batch: got {settings.batch}; expected a multiple of {self.processes}, the number of processes",
+                where="batch",
+            )
+        self.settings, self.model = settings, model.to(self.device).to(memory_format=torch.channels_last)
+        groups = param_groups(
+            model,
+            lr=settings.lr,
+            backbone_lr=settings.backbone_lr,
+            weight_decay=settings.weight_decay,
+            bias_lr=2.0 if settings.optimizer == "sgd" else 1.0,
+        )
+        self._optimizer = optimizer_of(settings.optimizer, groups, momentum=settings.momentum, device=self.device)
+        self._average = Average(model, settings.ema) if settings.ema else None
+        self.scored = model if self._average is None else self._average.model
+        self._net, self._stepper = self._fabric.setup(_ScoreMaps(model), self._optimizer)
+        self._void = void
+        self._class_weights = {head: w.to(self.device) for head, w in (weights or {}).items()}
+        self._heads = heads_of(model)
+        self._head_weights = {name: settings.head_loss.get(name, 1.0) for name in self._heads}
+        self.guess = sum(w * math.log(self._heads[name].classes) for name, w in self._head_weights.items())
+
+    def train(self) -> None:
+        """Put the model into train mode, but for norms that are to keep their statistics. Needed after each scoring."""
+        self.model.train()
+        if self.settings.freeze_norm or self.settings.backbone_lr == 0:
+            for module in self.model.backbone.modules():
+                if isinstance(module, NORMS):
+                    module.eval()
+
+    def step(self, held: Sequence[Batch], *, number: int, rate: float, seed: int) -> tuple[float, float]:
+        """Learn from some batches in one step of the optimizer.
+
+        Args:
+            held: batches whose gradients are summed; of each, this process's share.
+            number: steps taken before this one.
+            rate: factor on the learning rates, 0..1.
+            seed: of dropout.
+
+        Returns:
+            loss per pixel, summed over heads with their weights; and the pixels that counted, summed over heads.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * rate
+        batches = [(self._fabric.to_device(i), {h: self._fabric.to_device(n) for h, n in y.items()}) for i, y in held]
+        pixels = self.sum(torch.stack([self._pixels(head, batches) for head in self._head_weights])).clamp(min=1e-12)
+        loss = torch.zeros((), device=self.device)
+        self._stepper.zero_grad()
+        for index, (images, labels) in enumerate(batches):
+            more = index + 1 < len(batches)
+            with _seeded(mix(seed, index, self.rank), self.device), self._fabric.no_backward_sync(self._net, more):
+                scores = self._net(images.contiguous(memory_format=torch.channels_last))
+                sums = torch.stack([w * self._loss(h, scores[h], labels[h]) for h, w in self._head_weights.items()])
+                per_pixel = (sums / pixels).sum()
+                # Fabric takes the mean of the processes' gradients, where the sum is wanted.
+                wanted = per_pixel if self.settings.reduction == "mean" else sums.sum()
+                self._fabric.backward(self.processes * wanted)
+            loss += per_pixel.detach()
+        if self.settings.clip:
+            self._fabric.clip_gradients(self._net, self._stepper, max_norm=self.settings.clip, error_if_nonfinite=False)
+        self._stepper.step()
+        if self._average is not None:
+            self._average.update(self.model, number)
+        return float(self.sum(loss)), float(pixels.sum())
+
+    def agree(self, number: float, wish: bool) -> tuple[float, bool]:
+        """The number as process 0 has it, and whether any process has the wish."""
+        mine = torch.tensor([number if self.rank == 0 else 0.0, float(wish)])
+        chosen, wishes = self.sum(mine).tolist()
+        return chosen, wishes > 0
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """A tensor, summed over processes."""
+        if self.processes == 1:
+            return numbers
+        total = self._fabric.all_reduce(numbers.to(self.device), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self._fabric.barrier()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that `restore` needs, by name."""
+        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self._average is not None:
+            found |= {f"average.{name}": value for name, value in self.scored.state_dict().items()}
+        for index, slots in self._optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave.
+
+        Raises:
+            CheckpointError: they are another model's.
+        """
+        own = {"model": self.model} | ({} if self._average is None else {"average": self.scored})
+        for prefix, module in own.items():
+            given = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+            checkpoint.load_strictly(module, given, "the resume point")
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, slot = name.split(".")
+                like = parameters[int(index)]
+                # In the memory format of the weight, since rounding may depend on it.
+                state.setdefault(int(index), {})[slot] = (
+                    torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+                )
+        self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
+
+    def _pixels(self, head: str, batches: Sequence[Batch]) -> Tensor:
+        """Pixels that count, with the weights of their classes: what a summed loss is divided by."""
+        total, weights = torch.zeros((), device=self.device), self._class_weights.get(head)
+        for _, labels in batches:
+            if weights is None:
+                total += (labels[head] != self._void).sum()
+            else:
+                found = torch.bincount(labels[head].flatten(), minlength=len(weights))[: len(weights)]
+                total += found.to(weights.dtype) @ weights
+        return total
+
+    def _loss(self, head: str, scores: Tensor, labels: Tensor) -> Tensor:
+        """Summed over pixels."""
+        upsample, void, weights = self._heads[head].upsample, self._void, self._class_weights.get(head)
+        if self.settings.loss == "cross_entropy":
+            return dense.cross_entropy(scores, upsample, labels, void=void, reduction="sum", weights=weights)
+        logits = upsample(scores, (labels.shape[-2], labels.shape[-1]))
+        return LOSSES[self.settings.loss](logits, labels, void=void, reduction="sum", weights=weights)
+
+
+def heads_of(model: FCN) -> dict[str, Head]:
+    """The heads of a model by name, as what they are."""
+    return {name: head for name, head in model.heads.items() if isinstance(head, Head)}
+
+
+class _ScoreMaps(nn.Module):
+    """The model with score maps for its forward, which is what Fabric casts, wraps and synchronises."""
+
+    def __init__(self, model: FCN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.model.score_maps(images)
+
+
+def _fabric(device: torch.device, *, bf16: bool) -> Fabric:
+    from lightning_fabric import Fabric
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # `fit` says device and precision itself
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if bf16 else "32-true"
+    processes, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if "LT_CLI_USED" in os.environ:  # `fabric run` has said the rest, and launched
+        return Fabric(precision=precision)
+    if processes > 1:
+        fabric = Fabric(
+            accelerator=device.type, strategy="ddp", devices=here, num_nodes=processes // here, precision=precision
+        )
+    else:
+        devices = 1 if device.index is None else [device.index]
+        fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's own random numbers, which dropout takes, from this seed; and as they were before, afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

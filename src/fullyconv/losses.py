@@ -1,0 +1,174 @@
+"""How wrong logits are, pixel by pixel. Void pixels weigh nothing, and a batch of nothing but void costs 0.
+
+Every loss takes ``(logits, labels, *, void, reduction, weights)``:
+
+    logits     (B, K, H, W), float; computed in float32 at least
+    labels     (B, H, W) int64, 0..K-1 or ``void``
+    void       the label that does not count, outside 0..K-1
+    reduction  "mean": over the pixels that count, each with its class weight (the sum of weights divides);
+               "sum": over the pixels of the batch, as the paper trained
+    weights    (K,) one factor for each class, not negative; None: 1
+
+and returns a scalar, 0 or more, best 0. A loss is added by writing such a function and naming it in `LOSSES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+
+
+class Loss(Protocol):
+    """What every entry of `LOSSES` is."""
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, *, void: int, reduction: Reduction = "mean", weights: Tensor | None = None
+    ) -> Tensor: ...
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, void: int, reduction: Reduction = "mean", weights: Tensor | None = None
+) -> Tensor:
+    """Minus the log of the probability of the true class (multinomial logistic loss; paper, section 4).
+
+    `fullyconv.dense.cross_entropy` computes the same from a coarse score map without holding ``logits``.
+
+    Example:
+        >>> cross_entropy(torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]]), void=255)  # log(4)
+        tensor(1.3863)
+    """
+    logits = _wide(logits)
+    weight = None if weights is None else weights.to(logits)
+    total = F.cross_entropy(logits, labels, weight, ignore_index=void, reduction="sum")
+    return reduce(total, _pixel_weights(labels, void, weights, total).sum(), reduction)
+
+
+def focal(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    void: int,
+    reduction: Reduction = "mean",
+    weights: Tensor | None = None,
+    gamma: float = 2.0,
+) -> Tensor:
+    """Cross-entropy times (1 - p)^gamma, p the probability of the true class: easy pixels count less.
+
+    Lin, Goyal, Girshick, He, Dollár: Focal loss for dense object detection, ICCV 2017.
+
+    Args:
+        gamma: 0 or more; 0 gives `cross_entropy`.
+
+    Example:
+        >>> focal(torch.zeros(1, 2, 1, 1), torch.tensor([[[0]]]), void=255)  # log(2) / 4
+        tensor(0.1733)
+    """
+    log_p = -F.cross_entropy(_wide(logits), labels, ignore_index=void, reduction="none")
+    # -expm1 keeps the digits of 1 - p where p is near 1; below the clamp the power's own slope is 0 or infinite.
+    missing = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+    weight = _pixel_weights(labels, void, weights, log_p)
+    return reduce((-(missing**gamma) * log_p * weight).sum(), weight.sum(), reduction)
+
+
+def dice(
+    logits: Tensor, labels: Tensor, *, void: int, reduction: Reduction = "mean", weights: Tensor | None = None
+) -> Tensor:
+    """1 - soft Dice coefficient, averaged over the classes that the batch's truth holds.
+
+    For a class with probabilities p and truth g (0 or 1), Dice is 2 sum(p g) / (sum(p) + sum(g)), the sums going over
+    all pixels of the batch that count. ``weights`` weigh the classes in the average. Dice is no sum over pixels, so
+    "sum" is the mean times the number of pixels that count (with their weights), which puts it on one scale with a
+    summed cross-entropy.
+
+    Milletari, Navab, Ahmadi: V-Net, 3DV 2016.
+
+    Example:
+        >>> dice(torch.tensor([[[[90., 0.]], [[0., 90.]]]]), torch.tensor([[[0, 1]]]), void=255)
+        tensor(0.)
+    """
+    classes = logits.shape[1]
+    counted = labels != void
+    p = _wide(logits).softmax(1) * counted.unsqueeze(1)
+    truth = torch.where(counted, labels, 0)
+    p_true = p.gather(1, truth.unsqueeze(1)).squeeze(1)
+    shared = p.new_zeros(classes).index_add(0, truth.flatten(), p_true.flatten())
+    pixels = p.new_zeros(classes).index_add(0, truth.flatten(), counted.flatten().to(p.dtype))
+    share = (pixels > 0).to(p.dtype)
+    if weights is not None:
+        share = share * weights.to(share)
+    each = 1 - 2 * shared / (p.sum((0, 2, 3)) + pixels).clamp(min=torch.finfo(p.dtype).tiny)
+    count = _pixel_weights(labels, void, weights, each).sum()
+    mean = reduce((share * each).sum(), share.sum(), "mean")
+    return reduce(mean * count, count, reduction)
+
+
+def sample_patches(
+    labels: Tensor, *, keep: float = 0.25, cell: int = 32, void: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Labels of which only a random share of the cells counts: the others become void (paper, sections 3.4 and 4.4).
+
+    A cell of the final layer is one patch of patch-wise training, so dropping the loss of whole cells samples patches.
+    The paper enlarges the batch by 1 / keep to see as many patches, and finds no gain over training on whole pictures.
+
+    Args:
+        labels: (B, H, W); left as it is.
+        keep: probability that a cell counts, 0 < keep <= 1.
+        cell: side of a cell in pixels, the net's coarsest stride.
+        void: the label of pixels that do not count.
+        generator: where the random numbers come from; None: torch's own state.
+
+    Raises:
+        ValueError: ``keep`` or ``cell`` is out of range.
+
+    Example:
+        >>> kept = sample_patches(torch.zeros(1, 64, 64), void=255, generator=torch.Generator().manual_seed(5))
+        >>> kept[0, ::32, ::32]
+        tensor([[255.,   0.],
+                [255., 255.]])
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep: got {keep}; expected a probability above 0, at most 1")
+    if cell < 1:
+        raise ValueError(f"cell: got {cell}; expected a side in pixels, 1 or more")
+    pictures, height, width = labels.shape
+    cells = (pictures, math.ceil(height / cell), math.ceil(width / cell))
+    drawn = torch.rand(cells, generator=generator, device=generator.device if generator else labels.device)
+    dropped = (drawn >= keep).to(labels.device).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    return labels.masked_fill(dropped[:, :height, :width], void)
+
+
+def reduce(total: Tensor, count: Tensor, reduction: Reduction) -> Tensor:
+    """A loss summed over pixels, or its mean; where no pixel counts, 0 / 0 is 0.
+
+    Args:
+        total: scalar, the sum over pixels.
+        count: scalar, the sum of the pixels' weights.
+
+    Raises:
+        ValueError: another reduction.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: got {reduction!r}; expected mean or sum")
+    return total / torch.where(count > 0, count, 1) if reduction == "mean" else total
+
+
+def _pixel_weights(labels: Tensor, void: int, weights: Tensor | None, like: Tensor) -> Tensor:
+    """(B, H, W): the class weight of every pixel, 0 where void."""
+    counted = labels != void
+    if weights is None:
+        return counted.to(like.dtype)
+    return weights.to(like)[torch.where(counted, labels, 0)] * counted
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice}

@@ -1,0 +1,178 @@
+"""A run folder: what was asked for, what happened, what came of it.
+
+recipe.json        the recipe with nothing left open; `train` repeats the run from it
+run.json           command, versions, machine, class tables, notes
+log.jsonl          one event a line
+STAGE/best, last   models; STAGE/resume while it trains; STAGE/results.json when it is done
+config.json, model.safetensors, results.json    the best model of the last stage and its scores
+report.html        all of it for the eye
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fullyconv import __version__
+from fullyconv.checkpoint import load_state, read_json, write_json
+from fullyconv.config import Config, Recipe
+from fullyconv.errors import ConfigError
+from fullyconv.events import Evaluated, Event, Step, as_json
+
+MAY_CHANGE = {"fit.device", "data.workers", "data.remember"}
+"""Settings of a stage that may differ when a run is resumed: they say where to compute, not what."""
+
+
+class Run:
+    """The folder of a run, open for writing.
+
+    Args:
+        folder: created where missing.
+        recipe: what is to be trained, resolved.
+        resume: go on with the run that is there, if there is one.
+
+    Attributes:
+        folder: the folder.
+        resumed: whether there was a run to go on with.
+
+    Raises:
+        ConfigError: there is a run and ``resume`` is False, or it is a run of another recipe.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
+        self.folder = folder
+        path = folder / "recipe.json"
+        self.resumed = path.exists()
+        if self.resumed and not resume:
+            raise ConfigError(f"{folder}: holds a run; resume it, or choose another folder", where="out")
+        if self.resumed:
+            for where in _differences(Recipe.read(path), recipe):
+                raise ConfigError(
+                    f"{folder}: {where} differs from the run's own recipe.json; resume with the same recipe, or choose "
+                    "another folder",
+                    where=where,
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.resumed:
+            write_json(path, recipe.model_dump(mode="json"))
+        self._boards: dict[str, Any] = {}
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Write run.json: these facts, and how the run was started, each time that it was."""
+        path = self.folder / "run.json"
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        before = read_json(path)["started"] if path.exists() else []
+        started = [*before, {"at": now, "command": command(), "versions": versions()}]
+        write_json(path, {"started": started, **facts})
+
+    def rewind(self, stage: str) -> None:
+        """Drop the events of a stage that are about to happen again, and half a line at the end."""
+        resume = self.folder / stage / "resume"
+        step = load_state(resume)[1]["step"] if resume.exists() else -1
+        path = self.folder / "log.jsonl"
+        kept = [e for e in read_log(self.folder) if e.get("stage") != stage or e["step"] <= step]
+        partial = path.with_name(".log.jsonl")
+        partial.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+        partial.replace(path)
+
+    def write(self, event: Event) -> None:
+        """Append one event to the log, and its numbers to TensorBoard where that is installed."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **as_json(event)}
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if isinstance(event, Step | Evaluated) and find_spec("tensorboard"):
+            self._show(event)
+
+    def _show(self, event: Step | Evaluated) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if event.stage not in self._boards:
+            folder = self.folder / "tensorboard" / event.stage
+            self._boards[event.stage] = SummaryWriter(str(folder), purge_step=event.step)
+        board = self._boards[event.stage]
+        if isinstance(event, Step):
+            numbers = {"loss": event.loss, "lr": event.lr, "images_per_s": event.images_per_s}
+        else:
+            numbers = {"val/mean_iu": event.mean_iu} | {
+                f"val/{head}/{name}": scores[name]
+                for head, scores in event.scores.items()
+                for name in ("pixel_accuracy", "mean_accuracy", "mean_iu", "fw_iu")
+                if scores[name] is not None
+            }
+        for name, value in numbers.items():
+            board.add_scalar(name, value, event.step)
+        if isinstance(event, Evaluated):
+            board.flush()
+
+    def finish(self, stage: str, model: Path, results: Mapping[str, Any]) -> None:
+        """Write a stage's scores, which marks it as done, and make ``model`` the run's; the resume point goes."""
+        for name in ("model.safetensors", "config.json"):
+            beside = self.folder / f".{name}"
+            shutil.copyfile(model / name, beside)
+            beside.replace(self.folder / name)
+        write_json(self.folder / "results.json", results)
+        write_json(self.folder / stage / "results.json", results)
+        shutil.rmtree(self.folder / stage / "resume", ignore_errors=True)
+
+    def close(self) -> None:
+        """Flush what TensorBoard still holds."""
+        for board in self._boards.values():
+            board.close()
+        self._boards.clear()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run; a line that was cut off by a crash is left out."""
+    path = folder / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def command() -> str:
+    """The command line of this process."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides a result, and the machine."""
+    packages = ("torch", "torchvision", "timm", "numpy", "pillow")
+    return {
+        "fullyconv": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _differences(before: Config, now: Config) -> list[str]:
+    """Dotted paths of settings that differ, but for those of `MAY_CHANGE`."""
+    old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
+    differ = sorted(where for where in old.keys() | new.keys() if old.get(where) != new.get(where))
+    return [where for where in differ if where.split(".", 2)[-1] not in MAY_CHANGE]
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted paths.
+
+    Example:
+        >>> flat({"fit": {"lr": 0.1}, "sizes": [3, 5]})
+        {'fit.lr': 0.1, 'sizes.0': 3, 'sizes.1': 5}
+    """
+    if isinstance(settings, dict):
+        items = list(settings.items())
+    elif isinstance(settings, list):
+        items = list(enumerate(settings))
+    else:
+        return {prefix: settings}
+    dot = f"{prefix}." if prefix else ""
+    return {path: leaf for name, value in items for path, leaf in flat(value, f"{dot}{name}").items()}

@@ -1,0 +1,189 @@
+"""Which picture comes next, and with what chance: a stream without end that can be entered anywhere.
+
+Position n of the stream stands for one picture of one epoch and for the random numbers of its transform, both
+computed from (seed, n) alone. So training that was interrupted goes on from a position, workers may read in
+any order, and several processes take turns along one stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fullyconv.datasets.base import Sample, SegmentationDataset
+from fullyconv.images import read_size
+from fullyconv.transforms import collate
+
+Batch = tuple[Tensor, dict[str, Tensor]]
+"""Images (B, 3, H, W) uint8 and, for each head, labels (B, H, W) int64."""
+Transform = Callable[[Sample, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
+def mix(*numbers: int) -> int:
+    """A 63-bit number that depends on every bit of the numbers: a seed for each (seed, purpose, position).
+
+    Rounds of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+
+    Example:
+        >>> mix(0, 1) == mix(0, 1), mix(0, 1) == mix(1, 0)
+        (True, False)
+    """
+    mask, state = (1 << 64) - 1, 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ state >> 27) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+ORDER, AUGMENT, DROPOUT, INITIAL = 1, 2, 3, 4
+"""Purposes of `mix`, so that no two uses of chance share their numbers."""
+
+
+class Stream:
+    """The order of pictures: every picture once an epoch, in a new order each.
+
+    Batches cut this stream without regard to epochs, so none is ever short.
+
+    Example:
+        >>> stream = Stream(3, seed=0)
+        >>> sorted(stream[n] for n in range(3, 6))
+        [0, 1, 2]
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self.length)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng(mix(self.seed, ORDER, epoch)).permutation(self.length)
+        return int(self._order[place])
+
+
+class Samples(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Transformed samples by position in the stream."""
+
+    def __init__(self, data: SegmentationDataset, transform: Transform, seed: int) -> None:
+        self.data, self.transform, self.seed = data, transform, seed
+        self.stream = Stream(len(data), seed)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(mix(self.seed, AUGMENT, position))
+        return self.transform(self.data[self.stream[position]], generator)
+
+
+class Positions(Sampler[list[int]]):
+    """Batches of positions from ``start`` on, for ever: of every ``batch`` of them, each process takes its share."""
+
+    def __init__(self, *, start: int, batch: int, rank: int = 0, processes: int = 1) -> None:
+        self.start, self.batch, self.rank, self.processes = start, batch, rank, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.start
+        while True:
+            yield list(range(first + self.rank, first + self.batch, self.processes))
+            first += self.batch
+
+
+def batches(samples: Samples, positions: Positions, *, void: int, workers: int) -> Iterator[Batch]:
+    """The batches at these positions, read ahead by ``workers`` processes (0: read where they are asked for).
+
+    Where sizes differ, labels are padded with ``void``.
+    """
+    loader = DataLoader(
+        samples,
+        batch_sampler=positions,
+        num_workers=workers,
+        collate_fn=partial(collate, void=void),
+        worker_init_fn=_deaf,
+        generator=torch.Generator(),  # else it draws from the user's
+    )
+    return iter(loader)
+
+
+def _deaf(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the one that trains saves its state and then ends the workers.
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class View:
+    """Some pictures of a data set, in this order, optionally kept in memory: a data set itself.
+
+    Args:
+        data: what is viewed.
+        indices: which of its samples.
+        remember: decode them all now, and keep them. Done before workers are forked, so that they share the memory.
+    """
+
+    def __init__(self, data: SegmentationDataset, indices: Sequence[int], *, remember: bool = False) -> None:
+        self.data, self.indices = data, tuple(indices)
+        self.name, self.split, self.classes, self.notes = data.name, data.split, data.classes, data.notes
+        self.names = [data.names[i] for i in self.indices]
+        self._kept: list[Sample] | None = None
+        if remember:
+            with ThreadPoolExecutor() as pool:
+                self._kept = list(pool.map(data.__getitem__, self.indices))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.data[self.indices[index]] if self._kept is None else self._kept[index]
+
+    def paths(self, index: int) -> tuple[Path | None, Path | None]:
+        return self.data.paths(self.indices[index])
+
+
+def evenly(length: int, most: int) -> list[int]:
+    """At most ``most`` of the numbers 0..length-1, at even distances.
+
+    Example:
+        >>> evenly(10, 4)
+        [0, 2, 5, 7]
+    """
+    count = min(length, most)
+    return [i * length // count for i in range(count)]
+
+
+def sizes(data: SegmentationDataset, *, most: int = 500) -> list[tuple[int, int]]:
+    """(height, width) of up to ``most`` of the pictures; files are opened but not decoded."""
+
+    def size(index: int) -> tuple[int, int]:
+        path, _ = data.paths(index)
+        height, width = data[index].image.shape[:2] if path is None else read_size(path)
+        return height, width
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(size, evenly(len(data), most)))
+
+
+def choose_crop(found: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """A (height, width) of crops for pictures of these sizes.
+
+    About seven tenths of the median side, so that crops of one picture differ, in multiples of 32, at most 512; small
+    pictures are taken whole, up to 128.
+
+    Example:
+        >>> choose_crop([(360, 480)]), choose_crop([(64, 64)]), choose_crop([(1024, 2048)])
+        ((256, 320), (64, 64), (512, 512))
+    """
+
+    def side(median_px: float) -> int:
+        aim = max(0.7 * median_px, min(median_px, 128))
+        return max(32, min(512, 32 * round(aim / 32)))
+
+    return side(median(height for height, _ in found)), side(median(width for _, width in found))

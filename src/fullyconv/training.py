@@ -1,0 +1,250 @@
+"""Training: a recipe of stages, in a run folder. The loop itself is `fullyconv.fitting.fit`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fullyconv import checkpoint
+from fullyconv.building import build
+from fullyconv.checking import Counts
+from fullyconv.checking import check as check_data
+from fullyconv.config import Recipe, Stage
+from fullyconv.datasets import SegmentationDataset, dataset
+from fullyconv.evaluation import results
+from fullyconv.events import Alarm, Event, Said
+from fullyconv.fitting import check_heads, fit, resolve_crop
+from fullyconv.model import FCN
+from fullyconv.report import score_each, write_report
+from fullyconv.runs import Run, command
+from fullyconv.sampling import INITIAL, View, evenly, mix
+from fullyconv.surgery import transplant
+
+__all__ = ["fit", "train"]
+
+
+def train(
+    recipe: Recipe | str | PathLike[str],
+    *,
+    out: str | PathLike[str],
+    resume: bool = False,
+    on_event: Callable[[Event], None] = lambda event: None,
+    check: bool = True,
+    backbone: nn.Module | None = None,
+) -> FCN:
+    """Train a recipe, stage after stage, into a run folder.
+
+    Each stage starts from the best weights of the one before. The folder holds the recipe with nothing left open, the
+    log of events, the models of each stage, a report, and itself loads as a model: the best of the last stage.
+
+    Args:
+        recipe: what to train; or the path of a .toml or .json file of it.
+        out: the run folder (`fullyconv.runs`).
+        resume: go on with the run in ``out``, if there is one; a run that is done is not trained again.
+        on_event: called with every event (`fullyconv.events`), after it is in the log.
+        check: look through all the data first, and refuse it where it cannot be learnt from.
+        backbone: used in place of the one that the recipe names.
+
+    Returns:
+        the best model of the last stage, in eval mode.
+
+    Raises:
+        ConfigError: the recipe is at odds with the data, the machine or the run that is in ``out``.
+        DatasetError: the data cannot be learnt from.
+        TrainingError: the loss diverged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved first.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    folder = Path(out)
+    opened = _open(recipe)
+    recipe = _resolved(recipe, [train_data for train_data, _ in opened])
+    for number, (stage, (train_data, _)) in enumerate(zip(recipe.stages, opened, strict=True)):
+        heads = {name: head.classes for name, head in stage.model.heads.items()}
+        check_heads(heads, train_data.classes, where=f"stages.{number}.model.heads")
+    run = Run(folder, recipe, resume=resume) if os.environ.get("RANK", "0") == "0" else None
+
+    def tell(event: Event) -> None:
+        if run is not None:
+            run.write(event)
+            on_event(event)
+
+    if run is not None:
+        run.note({"stages": _facts(recipe, opened)})
+    for note in dict.fromkeys(note for pair in opened for data in pair for note in data.notes):
+        tell(Said(note))
+    counts = _checked(opened, tell) if check else [None] * len(opened)
+    best: FCN | None = None
+    for stage, (train_data, val_data), counted in zip(recipe.stages, opened, counts, strict=True):
+        place = folder / stage.name
+        if not (place / "results.json").exists():
+            if run is not None:
+                run.rewind(stage.name)
+            model = _start(stage, train_data, best, backbone, tell)
+            provenance = {"recipe": recipe.name, "data": stage.data.root, "seed": stage.fit.seed, "command": command()}
+            with _stoppable() as stop:
+                events = fit(
+                    model,
+                    train_data,
+                    val_data,
+                    stage.fit,
+                    data=stage.data,
+                    out=place,
+                    stage=stage.name,
+                    resume=resume,
+                    counts=counted,
+                    provenance=provenance,
+                    stop=stop,
+                )
+                # Closed also when `on_event` fails, so that the state is saved.
+                with closing(events):
+                    for event in events:
+                        tell(event)
+        kept = place / ("best" if (place / "best").exists() else "last")
+        best = checkpoint.load(kept, backbone=backbone)
+        if run is not None:
+            scored = View(val_data, evenly(len(val_data), stage.fit.val_pictures))
+            each = score_each(best, scored, device=stage.fit.device, precision=stage.fit.precision)
+            total = {head: sum(matrices[1:], matrices[0]) for head, matrices in each.items()}
+            run.finish(stage.name, kept, results(total, protocol=_protocol(stage, val_data)))
+            if stage is recipe.stages[-1]:
+                write_report(folder, model=best, data=scored, each=each)
+    if run is not None:
+        run.close()
+    assert best is not None
+    return best
+
+
+def _open(recipe: Recipe) -> list[tuple[SegmentationDataset, SegmentationDataset]]:
+    """Train and val of each stage; stages on the same data share them."""
+    sources = [(stage.data.name, stage.data.root) for stage in recipe.stages]
+    opened = {s: (dataset(*s, split="train"), dataset(*s, split="val")) for s in dict.fromkeys(sources)}
+    return [opened[source] for source in sources]
+
+
+def _resolved(recipe: Recipe, train_data: Sequence[SegmentationDataset]) -> Recipe:
+    """The recipe with nothing left open that depends on the data or on the folder it was started in."""
+    stages = []
+    for stage, pictures in zip(recipe.stages, train_data, strict=True):
+        crop = resolve_crop(stage.data, pictures)
+        data = stage.data.model_copy(update={"crop": crop, "root": _absolute(stage.data.root)})
+        weights = stage.model.weights
+        model = stage.model.model_copy(
+            update={"weights": weights and (weights if weights == "default" else _absolute(weights))}
+        )
+        stages.append(stage.model_copy(update={"data": data, "model": model}))
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _absolute(path: str) -> str:
+    """A path that exists, from the root; anything else is a name and stays."""
+    return str(Path(path).resolve()) if path not in ("", "default") and Path(path).exists() else path
+
+
+def _checked(
+    opened: Sequence[tuple[SegmentationDataset, SegmentationDataset]], tell: Callable[[Event], None]
+) -> list[Counts]:
+    """Look through all data, each once; pixels of each class in train, for each stage.
+
+    Raises:
+        DatasetError: a file cannot be used, or there is nothing to learn.
+    """
+    counts: dict[int, Counts] = {}
+    for train_data, val_data in opened:
+        if id(train_data) not in counts:
+            report, held_out = check_data(train_data), check_data(val_data)
+            report.raise_for_errors()
+            # A val split of one class can still be scored.
+            unusable = tuple(found for found in held_out.findings if found.kind in ("picture", "label"))
+            replace(held_out, findings=unusable).raise_for_errors()
+            for finding in report.findings:
+                tell(Said(finding.detail))
+            counts[id(train_data)] = report.counts
+    return [counts[id(train_data)] for train_data, _ in opened]
+
+
+def _protocol(stage: Stage, val_data: SegmentationDataset) -> dict[str, Any]:
+    return {
+        "data": stage.data.root,
+        "split": val_data.split,
+        "pictures": min(len(val_data), stage.fit.val_pictures),
+        "pictures_of_split": len(val_data),
+        "strategy": "whole",
+        "precision": stage.fit.precision,
+    }
+
+
+def _facts(recipe: Recipe, opened: Sequence[tuple[SegmentationDataset, SegmentationDataset]]) -> dict[str, Any]:
+    """What the recipe does not say of the data: the tables of classes, and which pictures are held out."""
+    return {
+        stage.name: {
+            "classes": {head: table.model_dump(mode="json") for head, table in train_data.classes.items()},
+            "train": len(train_data),
+            "val": list(val_data.names),
+        }
+        for stage, (train_data, val_data) in zip(recipe.stages, opened, strict=True)
+    }
+
+
+def _start(
+    stage: Stage,
+    train_data: SegmentationDataset,
+    before: FCN | None,
+    backbone: nn.Module | None,
+    tell: Callable[[Event], None],
+) -> FCN:
+    """The model that a stage starts from: with the weights of the stage before, or the classifier's."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(mix(stage.fit.seed, INITIAL))
+        model = build(stage.model, weights=before is None, backbone=backbone, classes=train_data.classes)
+    if before is not None:
+        moved = transplant(before.state_dict(), model)
+        new = [name for name in moved.missing if not name.startswith("backbone.")]
+        tell(Said(f"{stage.name}: {len(moved.used)} tensors from the stage before; new: {', '.join(new) or 'none'}"))
+        random = [name for name in moved.missing if name.startswith("backbone.")]
+    elif backbone is None and stage.model.weights is None:
+        random = [name for name, _ in model.backbone.named_parameters()]
+    else:
+        random = []
+    if random:
+        tell(
+            Alarm(
+                stage.name,
+                0,
+                "uninitialised",
+                f"{len(random)} tensors of the backbone start from random numbers ({', '.join(random[:3])}, ...); it "
+                "will take far more pictures and steps than with the weights of a trained classifier",
+            )
+        )
+    return model
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM has asked to stop; a second one stops at once, and what is not saved is lost."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt("stopped at once; resume goes on from the last resume point")
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

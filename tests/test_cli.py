@@ -1,0 +1,377 @@
+"""The command line as a user meets it: exit codes, one-line errors, files written."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fullyconv
+from fullyconv import checkpoint, cli, images, presets, training
+from fullyconv.building import build
+from fullyconv.config import Classes, FitConfig, Recipe
+
+CLASSES = Classes.of("sky", "road", "cat")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process; gives the exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(argument) for argument in arguments])
+        said = capfd.readouterr()
+        return int(done.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = presets.fcn8s("tinyvgg", classes=3, weights=None)
+    return checkpoint.save(build(config, classes={"out": CLASSES}), tmp_path_factory.mktemp("models") / "m")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for i, name in enumerate(("one.jpg", "two.png", "deep/three.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        images.write_image(folder / name, np.full((20 + i, 30, 3), 50 * i, np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of a few small pictures: bright is sky, dark is road."""
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    (root / "classes.txt").write_text("sky\nroad\ncat\n")
+    for split, count in (("train", 6), ("val", 2)):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for i in range(count):
+            labels = np.repeat(np.repeat(generator.integers(0, 3, (4, 5), np.uint8), 16, 0), 16, 1)
+            pixels = (60 + 70 * labels[..., None] + generator.integers(0, 40, (64, 80, 3))).astype(np.uint8)
+            images.write_image(root / "images" / split / f"{i}.png", pixels)
+            images.write_labels(root / "labels" / split / f"{i}.png", labels, CLASSES)
+    return root
+
+
+# --- all commands -----------------------------------------------------------------------------------------------------
+
+
+def commands() -> list[str]:
+    return [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"fullyconv {command}" in out
+    if command not in ("info", "datasets"):
+        assert "Examples:" in out
+
+
+def test_no_command_shows_the_commands(run: Run) -> None:
+    _, out, err = run()
+    assert all(command in out + err for command in commands())
+
+
+def test_the_version_is_said(run: Run) -> None:
+    assert run("--version") == (0, f"fullyconv {fullyconv.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("predict",),
+        ("predict", "m", "p", "--out", "o", "--strategy", "x"),
+        ("train", "d", "--batch", "0"),
+    ],
+)
+def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments)[0] == 2
+
+
+def test_an_error_of_the_user_is_one_line(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("predict", tmp_path / "none", __file__, "--out", tmp_path / "out")
+    assert code == 2
+    assert out == ""
+    assert err.startswith(f"fullyconv: error: {tmp_path}/none/config.json: no such file")
+    assert err.count("\n") == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(importlib.import_module("fullyconv.explanation"), "explain", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["explain", "tinyvgg"])
+
+
+def test_python_m_fullyconv_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "fullyconv", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["fullyconv", fullyconv.__version__]
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
+def test_predict_writes_label_maps_and_says_what_it_did(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, said, _ = run("predict", model, photos, "--out", out, "--overlay")
+    assert code == 0
+    assert said == f"3 segmented: {out}/results.json\n"
+    found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*"))
+    pairs = [f"{name}.{kind}" for name in ("deep/three", "one", "two") for kind in ("overlay.jpg", "png")]
+    assert found == sorted(["classes.json", "results.json", *pairs])
+    assert images.read_labels(out / "deep/three.png", classes=CLASSES).shape == (22, 30)
+
+
+def test_predict_keeps_what_is_there(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
+    for words in ("3 segmented:", "0 segmented, 3 kept since they were there (--overwrite writes them again):"):
+        code, said, _ = run("predict", model, photos, "--out", tmp_path / "out")
+        assert code == 0
+        assert said.startswith(words)
+    assert run("predict", model, photos, "--out", tmp_path / "out", "--overwrite")[1].startswith("3 segmented:")
+
+
+def test_predict_exits_with_1_when_some_fail_and_with_2_when_all_do(
+    run: Run, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "one.jpg").write_bytes(b"no picture")
+    code, said, err = run("predict", model, photos, "--out", tmp_path / "out")
+    assert code == 1
+    assert said.startswith("2 segmented, 1 failed:")
+    assert f"skipped: {photos}/one.jpg: not a picture" in err
+    assert run("predict", model, photos / "one.jpg", "--out", tmp_path / "other")[0] == 2
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])
+def test_predict_takes_paths_from_standard_input(
+    run: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    listed = b"".join(str(photos / name).encode() + end for name in ("one.jpg", "deep/three.png"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
+    assert run("predict", model, "-", "--out", tmp_path / "out")[1].startswith("2 segmented:")
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["one.png", "three.png"]
+
+
+def test_predict_in_tiles_gives_the_same_files(run: Run, model: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 170, 3), np.uint8)
+    images.write_image(tmp_path / "a.png", pixels)
+    for name, options in (("whole", []), ("tiled", ["--tile", "64"])):
+        options = ["--strategy", name, *options, "--precision", "32"]
+        assert run("predict", model, tmp_path / "a.png", "--out", tmp_path / name, *options)[0] == 0
+    assert (tmp_path / "whole/a.png").read_bytes() == (tmp_path / "tiled/a.png").read_bytes()
+
+
+def test_a_size_of_tiles_without_tiles_is_refused(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, _, err = run("predict", model, photos, "--out", tmp_path / "out", "--tile", "64")
+    assert (code, err) == (2, "fullyconv: error: --tile 64: only tiles have a size; add --strategy tiled\n")
+
+
+# --- check, explain, info, datasets -----------------------------------------------------------------------------------
+
+
+def test_check_of_clean_data_exits_with_0_and_counts(run: Run, data: Path) -> None:
+    code, out, _ = run("check", data)
+    assert code == 0
+    assert "train: 6 pictures" in out
+    code, out, _ = run("check", data, "--json", "-")
+    assert sum(json.loads(out)["train"]["pixels"]["out"].values()) == 6 * 64 * 80
+
+
+def test_check_of_a_wrong_label_exits_with_2_and_names_it(run: Run, data: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "copy")
+    images.write_labels(root / "labels/train/0.png", np.full((64, 80), 3, np.uint8), Classes.of(*"abcd"))
+    code, out, _ = run("check", root)
+    assert code == 2
+    assert "error: " in out
+    assert "labels/train/0.png" in out
+
+
+def test_explain_tells_of_models_backbones_and_presets(run: Run, model: Path) -> None:
+    for arguments in ((model,), ("tinyvgg",), ("fcn32s", "--backbone", "tinyvgg", "--classes", "4")):
+        code, out, _ = run("explain", *arguments)
+        assert code == 0
+        assert "stride32" in out
+    fields = json.loads(run("explain", model, "--json", "-")[1])
+    assert fields["parameters"] > 0
+
+
+def test_explain_of_an_unknown_name_says_what_is_near(run: Run) -> None:
+    code, _, err = run("explain", "resnet81")
+    assert code == 2
+    assert "no model folder, backbone or preset 'resnet81'; did you mean 'resnet18'" in err
+
+
+def test_info_names_versions_and_devices(run: Run) -> None:
+    code, out, _ = run("info")
+    assert code == 0
+    assert f"fullyconv {fullyconv.__version__}" in out
+    assert "cpu" in out
+
+
+def test_datasets_are_listed_with_a_line_each(run: Run) -> None:
+    code, out, _ = run("datasets")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["folder", "scenes"]
+    assert all(len(line.split()) > 4 for line in out.splitlines())
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def recipe_for(monkeypatch: pytest.MonkeyPatch, run: Run, *arguments: object) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe that the command line would train, and the other arguments of `train`."""
+    asked: list[tuple[Recipe, dict[str, Any]]] = []
+    monkeypatch.setattr(training, "train", lambda recipe, **others: asked.append((recipe, others)))
+    code, _, err = run("train", *arguments)
+    assert code == 0, err
+    return asked[0]
+
+
+def test_train_with_nothing_said_uses_the_defaults_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    recipe, others = recipe_for(monkeypatch, run, data, "--backbone", "tinyvgg", "--weights", "none", "--out", tmp_path)
+    (stage,) = recipe.stages
+    assert stage.fit == FitConfig(minutes=30, class_weights="median")
+    assert stage.model == presets.fcn8s("tinyvgg", {"out": 3}, weights=None)
+    assert stage.data.root == str(data)
+    assert others["out"] == tmp_path
+    assert others["check"] is True
+    assert others["resume"] is False
+
+
+def test_train_passes_on_what_is_said(monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path) -> None:
+    said = "--model fcn16s --backbone tinyvgg --weights none --input caffe --steps 7 --batch 3 --lr 0.02 --crop 48x64"
+    more = "--context 0 --learned-upsampling --class-weights none --seed 5 --workers 0 --device cpu --precision 32"
+    recipe, others = recipe_for(monkeypatch, run, data, *said.split(), *more.split(), "--no-check", "--out", tmp_path)
+    (stage,) = recipe.stages
+    expected = FitConfig(steps=7, batch=3, lr=0.02, seed=5, device="cpu", precision="32")
+    assert stage.fit == expected
+    assert stage.data.crop == (48, 64)
+    assert stage.data.workers == 0
+    assert stage.model.input is not None
+    assert stage.model.input.order == "BGR"
+    assert stage.model.heads["out"].learned_upsampling
+    assert others["check"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--lr -1", "--lr: Input should be greater than 0, got -1.0"),
+        ("--model fcn8", "no preset 'fcn8'; did you mean 'fcn8s'"),
+        ("--backbone vgg61", "no backbone 'vgg61'; did you mean"),
+        ("--input cafe", "no input 'cafe'; did you mean 'caffe'"),
+        ("--crop 48", "--crop 48: expected HEIGHTxWIDTH in pixels, such as 256x336, or whole"),
+        ("--steps 3 --minutes 1", "give exactly one of epochs, steps, minutes; got steps and minutes"),
+        ("--dataset folders", "no dataset 'folders'; did you mean 'folder'"),
+        ("--weights none.pth", "none.pth: no such file; expected weights"),
+    ],
+)
+def test_train_refuses_what_cannot_be_in_one_line(
+    run: Run, data: Path, tmp_path: Path, options: str, message: str
+) -> None:
+    code, _, err = run("train", data, "--backbone", "tinyvgg", "--out", tmp_path / "run", *options.split())
+    assert code == 2
+    assert message in err
+    assert err.splitlines()[-1].startswith("fullyconv: error: ")
+
+
+def test_train_does_not_write_over_a_run(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    code, _, err = run("train", data, "--out", tmp_path)
+    assert code == 2
+    assert err == f"fullyconv: error: {tmp_path}: holds a run; add --resume to go on with it, or name another --out\n"
+
+
+def test_train_without_data_says_what_is_missing(run: Run) -> None:
+    code, _, err = run("train")
+    assert code == 2
+    assert "DATA is missing" in err
+
+
+def write_recipe(monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, path: Path) -> Recipe:
+    recipe, _ = recipe_for(
+        monkeypatch, run, data, "--backbone", "tinyvgg", "--weights", "none", "--out", path.parent / "r"
+    )
+    path.write_text(recipe.model_dump_json())
+    return recipe
+
+
+def test_train_takes_a_recipe_and_says_beside_it_only_where_to_compute(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe-x.json"
+    recipe = write_recipe(monkeypatch, run, data, path)
+    again, others = recipe_for(monkeypatch, run, "--recipe", path, "--device", "cpu", "--workers", "0")
+    assert again.stages[0].fit == recipe.stages[0].fit.model_copy(update={"device": "cpu"})
+    assert again.stages[0].data.workers == 0
+    assert again.stages[0].model == recipe.stages[0].model
+    assert others["out"] == Path("runs/recipe-x")
+    moved, _ = recipe_for(monkeypatch, run, tmp_path, "--recipe", path, "--out", tmp_path / "r")
+    assert moved.stages[0].data.root == str(tmp_path)
+    code, _, err = run("train", "--recipe", path, "--lr", "0.1")
+    assert code == 2
+    assert f"--lr: {path} settles this" in err
+
+
+def test_train_resumes_with_the_recipe_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(monkeypatch, run, data, tmp_path / "recipe.json")
+    again, others = recipe_for(monkeypatch, run, "--out", tmp_path, "--resume")
+    assert again == recipe
+    assert others["resume"] is True
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    code, _, err = run("train", data, "--backbone", "tinyvgg", "--weights", "none", "--out", tmp_path / "r")
+    assert code == 130
+    assert err.splitlines()[-1] == f"stopped; go on with: fullyconv train --out {tmp_path}/r --resume"
+
+
+# --- the story --------------------------------------------------------------------------------------------------------
+
+
+def test_three_commands_lead_from_a_labelled_folder_to_segmented_pictures(run: Run, data: Path, tmp_path: Path) -> None:
+    options = "--backbone tinyvgg --weights none --steps 4 --batch 2 --workers 0 --device cpu"
+    code, out, err = run("train", data, "--out", tmp_path / "run", *options.split())
+    assert code == 0, err
+    assert f"report:  {tmp_path}/run/report.html" in out
+    code, out, _ = run("evaluate", tmp_path / "run", data, "--json", tmp_path / "scores.json", "--device", "cpu")
+    assert code == 0
+    assert "mean IU" in out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert set(scores["per_class"]) == {"sky", "road", "cat"}
+    assert 0 <= scores["mean_iu"] <= 1
+    code, out, _ = run("predict", tmp_path / "run", data / "images/val", "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 0
+    assert out.startswith("2 segmented")

@@ -1,0 +1,373 @@
+"""What is computed block by block equals what is computed at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fullyconv import dense, losses
+from fullyconv.geometry import Grid
+from fullyconv.upsample import Upsample
+
+VOID = 65535
+
+
+def grid(stride: int, offset: Fraction | None = None) -> Grid:
+    """Cells of this stride; by default each in the middle of its block of pixels, as VGG's are."""
+    return Grid(Fraction(stride), Fraction(stride - 1, 2) if offset is None else offset, Fraction(stride))
+
+
+@dataclass
+class Case:
+    scores: Tensor
+    upsample: Upsample
+    size: tuple[int, int]
+    block: tuple[int, int]
+    labels: Tensor
+    weights: Tensor | None
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    pictures = draw(st.integers(1, 2))
+    classes = draw(st.sampled_from([1, 2, 3, 21, 256, 300]))
+    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    stride = draw(st.sampled_from([1, 2, 4, 8, 32]))
+    lies = grid(stride, Fraction(draw(st.integers(-8, 8)), 2) if draw(st.booleans()) else None)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    # Not as many cells as the picture needs: the edges are replicated, or cells lie outside.
+    cells = [max(1, -(-n // stride) + draw(st.integers(-1, 1))) for n in (height, width)]
+    labels = torch.randint(0, classes, (pictures, height, width), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 1.0]))] = VOID
+    return Case(
+        scores=torch.randn(pictures, classes, *cells, generator=generator, dtype=torch.float64) * 3,
+        upsample=Upsample(lies, Grid(), classes),
+        size=(height, width),
+        block=(draw(st.integers(1, 41)), draw(st.integers(1, 41))),
+        labels=labels,
+        weights=torch.rand(classes, generator=generator, dtype=torch.float64) if draw(st.booleans()) else None,
+    )
+
+
+def clear(logits: Tensor) -> Tensor:
+    """Where the largest score is no tie that rounding could decide, (B, H, W)."""
+    if logits.shape[1] == 1:
+        return torch.ones_like(logits[:, 0], dtype=torch.bool)
+    first, second = logits.topk(2, 1).values.unbind(1)
+    return first - second > 1e-9
+
+
+def near(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a - b).norm() <= tolerance * b.norm() + 1e-30)
+
+
+# --- labels and probabilities -----------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(cases())
+def test_argmax_in_blocks_equals_argmax_of_everything(case: Case) -> None:
+    logits = case.upsample(case.scores, case.size)
+    labels = dense.argmax(case.scores, case.upsample, case.size, block=case.block)
+    assert labels.shape == (len(case.scores), *case.size)
+    assert labels.dtype == (torch.uint8 if logits.shape[1] <= 255 else torch.int32)
+    assert labels.long()[clear(logits)].equal(logits.argmax(1)[clear(logits)])
+
+
+@settings(deadline=None, max_examples=50)
+@given(cases())
+def test_probability_in_blocks_equals_softmax_of_everything(case: Case) -> None:
+    logits = case.upsample(case.scores, case.size)
+    labels, probability = dense.probability(case.scores, case.upsample, case.size, block=case.block)
+    assert labels.equal(dense.argmax(case.scores, case.upsample, case.size, block=case.block))
+    assert probability.dtype == torch.float32
+    assert torch.allclose(probability, logits.softmax(1).amax(1).float(), rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(cases())
+def test_bands_of_probabilities_join_to_softmax_of_everything(case: Case) -> None:
+    bands = list(dense.probabilities_bands(case.scores, case.upsample, case.size, rows=case.block[0]))
+    assert all(band.shape[2] == case.block[0] for band in bands[:-1])
+    assert torch.allclose(torch.cat(bands, 2), case.upsample(case.scores, case.size).softmax(1), atol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 21])
+def test_labels_of_a_large_picture_equal_those_of_interpolate(classes: int) -> None:
+    scores = torch.randn(2, classes, 40, 61, generator=torch.Generator().manual_seed(0))
+    size = (320, 488)
+    logits = F.interpolate(scores, size, mode="bilinear")
+    labels, probability = dense.probability(scores, Upsample(grid(8), Grid(), classes), size)
+    wrong = labels.long() != logits.argmax(1)
+    # Scores in single precision may tie to rounding; nowhere else may a label differ.
+    chosen = logits.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+    assert torch.allclose(chosen, logits.amax(1), atol=1e-5)
+    assert wrong.double().mean() < 1e-4
+    assert torch.allclose(probability, logits.softmax(1).amax(1), atol=1e-5)
+    bands = torch.cat(list(dense.probabilities_bands(scores, Upsample(grid(8), Grid(), classes), size)), 2)
+    assert torch.allclose(bands, logits.softmax(1), atol=1e-5)
+
+
+def test_of_equal_scores_the_first_class_wins_and_of_nans_the_first_nan() -> None:
+    upsample = Upsample(grid(4), Grid(), 4)
+    scores = torch.zeros(1, 4, 3, 3)
+    assert not dense.argmax(scores, upsample, (12, 12)).any()
+    scores[:, 2:] = 1
+    assert (dense.argmax(scores, upsample, (12, 12)) == 2).all()
+    scores[:, 1] = torch.nan
+    scores[:, 3] = torch.nan
+    assert (dense.argmax(scores, upsample, (12, 12)) == 1).all()
+
+
+def test_the_last_of_255_classes_fits_its_label_and_the_last_of_256_is_not_taken_for_void() -> None:
+    for classes, dtype in ((255, torch.uint8), (256, torch.int32)):
+        scores = torch.zeros(1, classes, 2, 2)
+        scores[:, -1] = 1
+        labels = dense.argmax(scores, Upsample(grid(2), Grid(), classes), (4, 4))
+        assert labels.dtype == dtype
+        assert (labels == classes - 1).all()
+
+
+def test_labels_do_not_depend_on_autocast() -> None:
+    # Scores that differ by less than bfloat16 can hold.
+    scores = 1000 + torch.rand(1, 5, 20, 20, generator=torch.Generator().manual_seed(0))
+    upsample = Upsample(grid(4), Grid(), 5)
+    labels = dense.argmax(scores, upsample, (80, 80))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dense.argmax(scores, upsample, (80, 80)).equal(labels)
+        assert dense.argmax(scores.bfloat16(), upsample, (80, 80)).shape == (1, 80, 80)
+
+
+# --- cross-entropy ----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(cases(), st.sampled_from(["mean", "sum"]))
+def test_loss_and_gradient_in_blocks_equal_those_of_everything(case: Case, reduction: losses.Reduction) -> None:
+    scores = case.scores.requires_grad_()
+    logits = case.upsample(scores, case.size)
+    plain = losses.cross_entropy(logits, case.labels, void=VOID, reduction=reduction, weights=case.weights)
+    banded = dense.cross_entropy(
+        scores, case.upsample, case.labels, void=VOID, reduction=reduction, weights=case.weights, block=case.block
+    )
+    assert torch.allclose(banded, plain, rtol=1e-10)
+    gradients = [torch.autograd.grad(loss * 3, scores)[0] for loss in (banded, plain)]
+    assert torch.allclose(*gradients, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)])
+def test_the_gradient_is_the_slope(weights: Tensor | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 3, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 3, (2, 9, 11), generator=generator)
+    labels[0, :4, :5] = VOID
+    upsample = Upsample(grid(3), Grid(), 3)
+    assert torch.autograd.gradcheck(
+        lambda x: dense.cross_entropy(x, upsample, labels, void=VOID, weights=weights, block=(4, 5)), (scores,)
+    )
+
+
+@pytest.mark.parametrize(("pictures", "classes", "stride"), [(4, 11, 4), (2, 150, 8), (1, 2, 32)])
+def test_single_precision_agrees_with_interpolate_to_a_hundred_thousandth(
+    pictures: int, classes: int, stride: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    height, width = 6 * stride, 8 * stride
+    scores = torch.randn(pictures, classes, 6, 8, generator=generator, requires_grad=True)
+    labels = torch.randint(0, classes, (pictures, height, width), generator=generator)
+    labels[:, : stride // 2] = VOID
+    plain = F.cross_entropy(F.interpolate(scores, (height, width), mode="bilinear"), labels, ignore_index=VOID)
+    banded = dense.cross_entropy(scores, Upsample(grid(stride), Grid(), classes), labels, void=VOID)
+    assert banded.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert near(*(torch.autograd.grad(loss, scores)[0] for loss in (banded, plain)), 1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_nothing_but_void_costs_nothing_and_teaches_nothing(reduction: losses.Reduction) -> None:
+    scores = torch.randn(1, 3, 2, 2, requires_grad=True)
+    labels = torch.full((1, 8, 8), VOID)
+    loss = dense.cross_entropy(scores, Upsample(grid(4), Grid(), 3), labels, void=VOID, reduction=reduction)
+    loss.backward()
+    assert loss.item() == 0
+    assert scores.grad is not None
+    assert not scores.grad.any()
+
+
+def test_scores_of_ten_thousand_stay_finite_and_right() -> None:
+    scores = torch.tensor([1e4, -1e4, 0]).view(1, 3, 1, 1).expand(1, 3, 2, 2).contiguous().requires_grad_()
+    labels = torch.tensor([[[0, 0], [1, 2]]])
+    loss = dense.cross_entropy(scores, Upsample(grid(1), Grid(), 3), labels, void=VOID, reduction="sum")
+    loss.backward()
+    assert loss.item() == pytest.approx(3e4)
+    assert scores.grad is not None
+    assert scores.grad[0, :, 1, 0].tolist() == [1, -1, 0]
+    assert dense.probability(scores, Upsample(grid(1), Grid(), 3), (2, 2))[1].eq(1).all()
+
+
+def test_loss_and_gradient_do_not_depend_on_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 5, 8, 8, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 5, (2, 32, 32), generator=generator)
+    upsample = Upsample(grid(4), Grid(), 5)
+
+    def compute() -> tuple[Tensor, Tensor]:
+        loss = dense.cross_entropy(scores, upsample, labels, void=VOID)
+        return loss.detach(), torch.autograd.grad(loss, scores)[0]
+
+    expected = compute()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradient = compute()
+    assert loss.equal(expected[0])
+    assert gradient.equal(expected[1])
+
+
+def test_scores_in_half_precision_get_a_gradient_in_half_precision() -> None:
+    scores = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    labels = torch.zeros(1, 16, 16, dtype=torch.long)
+    loss = dense.cross_entropy(scores, Upsample(grid(4), Grid(), 3), labels, void=VOID)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert scores.grad is not None
+    assert scores.grad.dtype == torch.bfloat16
+    assert scores.grad.any()
+
+
+def test_without_a_gradient_asked_for_only_the_loss_is_computed() -> None:
+    scores, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 16, 16, dtype=torch.long)
+    loss = dense.cross_entropy(scores, Upsample(grid(4), Grid(), 3), labels, void=VOID)
+    assert not loss.requires_grad
+    assert loss.item() > 0
+
+
+def test_the_gradient_goes_on_into_the_net() -> None:
+    net = torch.nn.Conv2d(3, 5, 1)
+    picture, labels = torch.randn(2, 3, 6, 6), torch.randint(0, 5, (2, 24, 24))
+    upsample = Upsample(grid(4), Grid(), 5)
+    weight = net.weight
+    banded = dense.cross_entropy(net(picture), upsample, labels, void=VOID)
+    plain = losses.cross_entropy(upsample(net(picture), (24, 24)), labels, void=VOID)
+    assert near(*(torch.autograd.grad(loss, weight)[0] for loss in (banded, plain)), 1e-5)
+
+
+# --- learned upsampling -----------------------------------------------------------------------------------------------
+
+
+def test_learned_upsampling_is_done_as_it_learned_and_goes_on_learning() -> None:
+    generator = torch.Generator().manual_seed(0)
+    upsample = Upsample(grid(4), Grid(), 3, learned=True)
+    with torch.no_grad():
+        upsample.weight += 0.2 * torch.randn(upsample.weight.shape, generator=generator)
+    scores = torch.randn(2, 3, 5, 6, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 3, (2, 19, 23), generator=generator)
+    logits = upsample(scores, (19, 23))
+
+    assert dense.argmax(scores, upsample, (19, 23)).long().equal(logits.argmax(1))
+    found, probability = dense.probability(scores, upsample, (19, 23))
+    assert found.long().equal(logits.argmax(1))
+    assert torch.allclose(probability, logits.softmax(1).amax(1))
+    assert torch.allclose(torch.cat(list(dense.probabilities_bands(scores, upsample, (19, 23))), 2), logits.softmax(1))
+
+    loss = dense.cross_entropy(scores, upsample, labels, void=VOID)
+    assert torch.allclose(loss, losses.cross_entropy(logits, labels, void=VOID))
+    loss.backward()
+    assert upsample.weight.grad is not None
+    assert upsample.weight.grad.any()
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_three_threads")
+@settings(deadline=None, max_examples=20)
+@given(cases(), st.sampled_from(["mean", "sum"]))
+def test_threads_change_nothing(case: Case, reduction: losses.Reduction) -> None:
+    def compute() -> list[Tensor]:
+        scores = case.scores.detach().requires_grad_()
+        with torch.inference_mode():
+            labels, probability = dense.probability(scores, case.upsample, case.size, block=case.block)
+        loss = dense.cross_entropy(
+            scores, case.upsample, case.labels, void=VOID, reduction=reduction, weights=case.weights, block=case.block
+        )
+        return [labels, probability, loss.detach(), *torch.autograd.grad(loss, scores)]
+
+    several = compute()
+    torch.set_num_threads(1)
+    alone = compute()
+    torch.set_num_threads(3)
+    assert all(a.equal(b) for a, b in zip(several, alone, strict=True))
+
+
+@pytest.mark.usefixtures("_three_threads")
+def test_work_is_shared_among_threads_in_which_torch_is_serial_and_elsewhere_is_not() -> None:
+    dense._workers.cache_clear()
+    seen: dict[str, int] = {}
+
+    class Watched(Upsample):
+        def __call__(self, *args: object) -> Tensor:
+            raise AssertionError("all at once")
+
+    def reduce(fine: Tensor) -> tuple[Tensor]:
+        seen[threading.current_thread().name] = torch.get_num_threads()
+        time.sleep(0.01)  # so that no thread can do it all
+        return (fine[:, :, 0],)
+
+    dense._reduced(torch.zeros(1, 2, 8, 8), Watched(grid(8), Grid(), 2), (64, 64), (64, 8), reduce)
+    assert seen == {"dense_0": 1, "dense_1": 1, "dense_2": 1}
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as fresh:
+        assert fresh.submit(torch.get_num_threads).result() == 3
+
+
+@pytest.mark.usefixtures("_three_threads")
+def test_neither_autocast_nor_gradients_reach_the_threads() -> None:
+    scores = 1000 + torch.rand(1, 5, 20, 20, generator=torch.Generator().manual_seed(0))
+    upsample = Upsample(grid(4), Grid(), 5)
+    labels = dense.argmax(scores, upsample, (80, 80))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dense.argmax(scores.requires_grad_(), upsample, (80, 80)).equal(labels)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["argmax", "probability", "cross_entropy"])
+def test_no_tensor_of_the_size_of_full_resolution_logits_is_ever_made(what: str) -> None:
+    classes, size = 30, (512, 768)
+    scores = torch.randn(1, classes, 64, 96, requires_grad=what == "cross_entropy")
+    upsample = Upsample(grid(8), Grid(), classes)
+    largest = 0
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        if what == "cross_entropy":
+            labels = torch.zeros(1, *size, dtype=torch.long)
+            dense.cross_entropy(scores, upsample, labels, void=VOID).backward()
+        else:
+            getattr(dense, what)(scores, upsample, size)
+    assert 0 < largest < classes * size[0] * size[1] / 15

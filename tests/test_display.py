@@ -1,0 +1,72 @@
+"""What is shown while training runs and when scoring is done."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fullyconv import display
+from fullyconv.display import TrainingDisplay, counts_table, scores_table
+from fullyconv.events import Alarm, Evaluated, Said, Saved, Step
+from fullyconv.metrics import ConfusionMatrix
+
+STEP = Step("fcn8s", 40, 100, 1.5, 0.4321, 1e-3, 12.34, 0.4, 75.0)
+
+
+def shown(*events: object, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
+    monkeypatch.setattr(display, "Console", lambda **_: console)
+    with TrainingDisplay() as show:
+        for event in events:
+            show(event)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def test_a_terminal_shows_loss_speed_time_left_and_the_last_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = Evaluated("fcn8s", 40, {}, 0.641, True, 10, 1.0)
+    text = shown(STEP, scored, STEP, terminal=True, monkeypatch=monkeypatch)
+    assert "loss 0.432 a pixel  12.3 images/s  val mean IU 64.1 %  1:15 left" in text
+    assert "40 %" in text
+    assert "the best so far" in text
+
+
+def test_elsewhere_a_line_is_printed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(*[STEP] * 50, terminal=False, monkeypatch=monkeypatch) == ""
+    monkeypatch.setattr(display, "LINE_EVERY_S", 0)
+    assert shown(STEP, STEP, terminal=False, monkeypatch=monkeypatch).count("fcn8s  40 %  step 40  loss 0.432") == 2
+
+
+def test_alarms_and_notes_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "[bold] " + "x" * 200
+    events = (Alarm("fcn8s", 3, "collapsed", long), Said(long), Saved("fcn8s", 3, Path("p")))
+    assert shown(*events, terminal=False, monkeypatch=monkeypatch) == f"alarm: {long}\n{long}\n"
+
+
+def rendered(table: object) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_table_of_scores_is_in_percent_and_names_absent_classes() -> None:
+    text = rendered(
+        scores_table(ConfusionMatrix(["a", "[b]", "c"], [[3, 1, 0], [0, 4, 0], [0, 0, 0]]).as_dict(), "val")
+    )
+    rows = {line.split("│")[1].strip(): line.split("│")[2:5] for line in text.splitlines() if line.count("│") == 5}
+    assert [cell.strip() for cell in rows["a"]] == ["75.0", "75.0", "50.0"]
+    assert [cell.strip() for cell in rows["[b]"]] == ["80.0", "100.0", "50.0"]
+    assert [cell.strip() for cell in rows["c"]] == ["-", "-", "0.0"]
+    assert "mean IU 77.5" in text
+    assert "left out: c" in text
+
+
+def test_the_table_of_counts_leaves_void_out_of_the_shares() -> None:
+    text = rendered(counts_table({"a": 3000, "b": 1000}, 500, "train"))
+    assert "3,000" in text
+    assert "75.0" in text
+    assert "500" in text

@@ -1,0 +1,351 @@
+"""Strategies, the predictor and what it returns. The theorem: tiled equals whole."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fullyconv import images, inference
+from fullyconv.backbones import Backbone, Tap
+from fullyconv.building import build
+from fullyconv.config import INPUTS, HeadConfig, ModelConfig, SkipConfig
+from fullyconv.errors import ConfigError, ImageError
+from fullyconv.geometry import Grid
+from fullyconv.inference import Predictor, tiled, whole
+from fullyconv.model import FCN, Skip
+
+# --- nets -------------------------------------------------------------------------------------------------------------
+
+
+def layer(kind: str, kernel: int, stride: int, padding: int, dilation: int, ceil: bool, inputs: int) -> nn.Module:
+    if kind == "conv":
+        return nn.Sequential(nn.Conv2d(inputs, 4, kernel, stride, padding, dilation), nn.ReLU())
+    return (nn.MaxPool2d if kind == "max" else nn.AvgPool2d)(kernel, stride, padding, ceil_mode=ceil)
+
+
+class Stack(nn.Module):
+    """Layers one after the other, with the outputs of some of them as maps."""
+
+    def __init__(self, layers: list[nn.Module], tapped: list[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.tapped = tapped
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = []
+        for i, one in enumerate(self.layers):
+            x = one(x)
+            if i in self.tapped:
+                maps.append(x)
+        return tuple(maps)
+
+
+Spec = tuple[str, int, int, int, int, bool]
+"""Kind, kernel, stride, padding, dilation, ceil mode."""
+
+
+def stacked(specs: list[Spec], tapped: list[int], context: int = 0) -> FCN:
+    """An FCN on layers, that reads some of them; of those with one stride all that lie on the same cells."""
+    layers, grids, grid = [], [], Grid()
+    for spec in specs:
+        layers.append(layer(*spec, inputs=4 if layers else 3))
+        grid = grid.conv(*spec[1:5])
+        grids.append(grid)
+    stack = Stack(layers, tapped)
+    side = int(grid.stride) * (8 + 2 * math.ceil(grid.field / grid.stride))
+    sizes = [m.shape[2] for m in stack(torch.zeros(1, 3, side, side))]
+    taps = {
+        f"layer{i}": Tap(4, grids[i], cells - side // int(grids[i].stride))
+        for i, cells in zip(tapped, sizes, strict=True)
+    }
+    skips: list[Skip] = []
+    for name, tap in reversed(taps.items()):
+        last = taps[skips[-1].tap].grid if skips else None
+        if (
+            last is None
+            or last.stride > tap.grid.stride
+            or (last.stride, last.offset) == (tap.grid.stride, tap.grid.offset)
+        ):
+            skips.append(Skip(name, init="gaussian", context=context))
+    return excited(FCN(Backbone(stack, taps, input=INPUTS["imagenet"]), {"out": skips}, {"out": 3}))
+
+
+@st.composite
+def nets(draw: st.DrawFn) -> FCN:
+    """FCNs on random stacks of convolutions and pools: any kernels, strides, paddings, dilations, ceil mode, skips."""
+    specs: list[Spec] = []
+    padded = draw(st.sampled_from(("same", "none", "any")))
+    for i in range(draw(st.integers(1, 5))):
+        kind = draw(st.sampled_from(("conv", "conv", "max", "avg"))) if i else "conv"
+        kernel, stride = draw(st.integers(1, 6)), draw(st.sampled_from((1, 2, 2, 3)))
+        dilation = draw(st.integers(1, 2)) if kind == "conv" else 1
+        half = dilation * (kernel - 1) // 2 if kind == "conv" else kernel // 2
+        padding = {"same": half, "none": 0, "any": draw(st.integers(0, half + (kind == "conv")))}[padded]
+        specs.append((kind, kernel, stride, padding, dilation, draw(st.booleans())))
+    tapped = [i for i in range(len(specs) - 1) if draw(st.booleans())] + [len(specs) - 1]
+    return stacked(specs, tapped, draw(st.sampled_from((0, 0, 3))))
+
+
+def excited(model: FCN) -> FCN:
+    """The model in float64 and eval mode, with weights that let every layer and every skip matter."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        if tensor.ndim > 1:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.add_(torch.rand(tensor.shape, generator=generator), alpha=0.1)
+    return model.double().eval()
+
+
+def fcn(backbone: str, *taps: str, classes: int = 5) -> FCN:
+    skips = tuple(SkipConfig(tap=tap, init="gaussian") for tap in taps)
+    heads = {"out": HeadConfig(classes=classes, skips=skips)}
+    return build(ModelConfig(backbone=backbone, weights=None, heads=heads)).eval()
+
+
+@pytest.fixture(scope="module")
+def net() -> FCN:
+    model = excited(fcn("tinyvgg", "stride32", "stride16", "stride8")).float()
+    with torch.no_grad():
+        # No class is larger than the others everywhere, so that label maps have something to show.
+        model.heads["out"].score["stride8"][-1].bias -= model.score_maps(picture(96, 96))["out"].mean((0, 2, 3))
+    return model
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    """Coloured squares with some noise on them: what a net answers differently to from place to place."""
+    generator = torch.Generator().manual_seed(seed)
+    squares = torch.rand(1, 3, -(-height // 24), -(-width // 24), generator=generator)
+    noise = torch.rand(1, 3, height, width, generator=generator)
+    coloured = squares.repeat_interleave(24, 2).repeat_interleave(24, 3)[..., :height, :width]
+    return (200 * coloured + 55 * noise).to(torch.uint8)
+
+
+def array(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.ascontiguousarray(picture(height, width, seed)[0].permute(1, 2, 0).numpy())
+
+
+# --- strategies -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def difference(model: FCN, image: Tensor, tile: int) -> float:
+    """Largest difference between tiled and whole score maps, relative to the largest score."""
+    (one,), (other,) = whole(model, image).values(), tiled(model, image, tile=tile).values()
+    assert one.shape == other.shape
+    assert one.std() > 0
+    return float((one - other).abs().max() / one.abs().max())
+
+
+def takes(model: FCN, image: Tensor) -> bool:
+    try:
+        whole(model, image)
+    except RuntimeError:
+        return False
+    return True
+
+
+@settings(max_examples=150, deadline=None)
+@given(nets(), st.integers(1, 150), st.integers(1, 150), st.sampled_from((1, 8, 17, 32, 64)))
+def test_tiles_with_halo_equal_the_whole_picture(model: FCN, height: int, width: int, tile: int) -> None:
+    # An unpadded layer followed by one with more padding than it needs: no frame helps the smallest pictures then.
+    assume(min(height, width) >= model.field or takes(model, picture(height, width)))
+    assert difference(model, picture(height, width), tile) <= 1e-12
+
+
+@pytest.mark.parametrize("tile", [1, 8, 24])
+def test_tiles_equal_the_whole_picture_where_a_net_does_not_pad_and_its_skips_begin_far_apart(tile: int) -> None:
+    unpadded: list[Spec] = (
+        [("conv", 2, 1, 0, 1, False)] + [("conv", 6, 2, 0, 2, False)] * 2 + [("conv", 5, 1, 0, 2, False)]
+    )
+    model = stacked(unpadded, [0, 3])
+    assert model.frame(100, 100).left > 7 * model.stride
+    assert difference(model, picture(100, 90), tile) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("backbone", "taps"),
+    [
+        ("tinyvgg", ("stride32", "stride16", "stride8")),
+        ("squeezenet1_1", ("stride16", "stride8", "stride4")),  # pools in ceil mode, nothing padded
+        ("resnet18", ("stride32", "stride16", "stride8")),  # cells that lie on whole pixels
+    ],
+)
+def test_tiles_equal_the_whole_picture_on_real_backbones(backbone: str, taps: tuple[str, ...]) -> None:
+    model = excited(fcn(backbone, *taps))
+    assert difference(model, picture(120, 171), 32) <= 1e-12
+
+
+def test_tiles_with_less_than_their_halo_do_not_equal_the_whole(net: FCN, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = excited(fcn("tinyvgg", "stride32", "stride16", "stride8"))
+    monkeypatch.setattr(model, "field", Fraction(30))
+    assert difference(model, picture(300, 300), 64) > 1e-6
+
+
+def test_tiles_bound_what_is_computed_at_once(net: FCN, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, scores_of = [], net.scores_of
+    monkeypatch.setattr(net, "scores_of", lambda window: seen.append(window.shape[-2:]) or scores_of(window))
+    monkeypatch.setattr(net, "preprocess", lambda _: pytest.fail("the whole picture was made floats at once"))
+    with torch.no_grad():
+        tiled(net, picture(500, 700), tile=64)
+    most = 64 + net.field + 4 * net.stride
+    assert len(seen) > 20
+    assert max(max(size) for size in seen) <= most
+
+
+def test_a_net_that_sees_the_whole_picture_is_refused_by_tiled_with_the_reason() -> None:
+    model = fcn("mobilenet_v3_small", "stride32")
+    with pytest.raises(
+        ConfigError, match=r"the map 'stride32' sees the whole picture through backbone.*AdaptiveAvgPool2d"
+    ):
+        tiled(model, picture(64, 64))
+
+
+@pytest.mark.parametrize("tile", [0, -5])
+def test_a_tile_without_pixels_is_refused(net: FCN, tile: int) -> None:
+    with pytest.raises(ConfigError, match=f"tile: got {tile}; expected a side in pixels, 1 or more"):
+        tiled(net, picture(8, 8), tile=tile)
+
+
+def test_choose_tiles_what_does_not_fit_into_memory(net: FCN, monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = picture(1030, 1030), picture(1024, 1024)
+    assert inference.choice(net, large) == (whole, "")
+    monkeypatch.setattr(inference, "free_memory", lambda _: 10_000_000)
+    strategy, note = inference.choice(net, large)
+    assert strategy is tiled
+    assert "in tiles" in note
+    assert inference.choice(net, small)[0] is whole
+
+
+def test_choose_does_not_tile_what_cannot_be_tiled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "free_memory", lambda _: 10_000_000)
+    strategy, note = inference.choice(fcn("mobilenet_v3_small", "stride32"), picture(1030, 1030))
+    assert strategy is whole
+    assert "'stride32' sees the whole picture" in note
+
+
+# --- predictor --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (33, 1), (47, 61), (96, 64)])
+def test_labels_are_the_largest_logits_at_the_size_of_the_picture(net: FCN, size: tuple[int, int]) -> None:
+    image = array(*size)
+    labels = Predictor(net, precision="32", device="cpu")(image).labels["out"]
+    with torch.no_grad():
+        logits = net(torch.from_numpy(image).permute(2, 0, 1)[None])["out"]
+    assert labels.shape == size
+    assert labels.dtype == np.uint8
+    assert len(np.unique(labels)) > 1 or min(size) == 1
+    np.testing.assert_array_equal(labels, logits.argmax(1)[0].numpy())
+
+
+def test_more_than_255_classes_make_16_bit_labels() -> None:
+    model = fcn("tinyvgg", "stride32", classes=300)
+    with torch.no_grad():
+        model.heads["out"].score["stride32"][-1].bias[280] = 1000
+    labels = Predictor(model, device="cpu")(array(20, 30)).labels["out"]
+    assert labels.dtype == np.uint16
+    assert (labels == 280).all()
+
+
+def test_strategies_bound_with_options_give_the_same_labels(net: FCN) -> None:
+    image = array(200, 150)
+    one, other = (
+        Predictor(net, strategy=strategy, precision="32", device="cpu")(image).labels["out"]
+        for strategy in (whole, partial(tiled, tile=64))
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_bf16_gives_nearly_the_same_labels(net: FCN) -> None:
+    image = array(96, 96)
+    one, other = (Predictor(net, precision=p, device="cpu")(image).labels["out"] for p in ("32", "bf16"))
+    assert (one == other).mean() > 0.9
+    assert len(np.unique(one)) > 1
+
+
+def test_a_model_without_a_table_of_classes_has_numbered_ones(net: FCN) -> None:
+    assert Predictor(net, device="cpu").classes["out"].names == ("class 0", "class 1", "class 2", "class 3", "class 4")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device: got 'gpu'; expected auto, cpu, cuda"),
+        ({"device": "cuda:99"}, "device: got 'cuda:99'; expected"),
+        ({"precision": "16"}, "precision: got '16'; expected auto, 32 or bf16"),
+    ],
+)
+def test_a_device_or_precision_that_is_not_is_refused(net: FCN, options: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Predictor(net, **options)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Four pictures of two sizes, the third of which is broken."""
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    for i, path in enumerate(paths):
+        images.write_image(path, array(40, 50 if i < 3 else 30, seed=i))
+    paths[2].write_bytes(paths[2].read_bytes()[:100])
+    return paths
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_map_gives_what_single_calls_give_in_order_and_reports_what_is_broken(
+    net: FCN, files: list[Path], batch_size: int
+) -> None:
+    predictor = Predictor(net, precision="32", device="cpu")
+    broken: list[object] = []
+    found = list(predictor.map(files, batch_size=batch_size, on_error=lambda p, e: broken.append((p, type(e)))))
+    assert broken == [(files[2], ImageError)]
+    assert [one.source for one in found] == [str(files[i]) for i in (0, 1, 3)]
+    for one in found:
+        np.testing.assert_array_equal(one.labels["out"], predictor(one.source).labels["out"])
+
+
+def test_map_raises_what_nobody_wants_to_hear_of(net: FCN, files: list[Path]) -> None:
+    with pytest.raises(ImageError, match=r"c\.png"):
+        list(Predictor(net, device="cpu").map(files))
+
+
+def test_map_takes_pictures_as_it_needs_them_and_leaves_no_thread(net: FCN) -> None:
+    taken = itertools.count()
+    endless = (array(20, 20) for _ in taken)
+    stream = Predictor(net, device="cpu").map(endless)
+    assert next(stream).size == (20, 20)
+    stream.close()
+    assert next(taken) < 10
+    assert not [t for t in threading.enumerate() if t.name.startswith("read")]
+
+
+def test_batches_of_no_pictures_are_refused(net: FCN) -> None:
+    with pytest.raises(ConfigError, match="batch_size: got 0; expected 1 or more"):
+        list(Predictor(net, device="cpu").map([], batch_size=0))
+
+
+def test_a_picture_that_does_not_fit_into_memory_is_reported_like_a_bad_one(net: FCN, files: list[Path]) -> None:
+    def greedy(model: FCN, image: Tensor) -> dict[str, Tensor]:
+        if image.shape[3] == 30:
+            raise torch.OutOfMemoryError
+        return whole(model, image)
+
+    predictor = Predictor(net, strategy=greedy, device="cpu")
+    failed: list[str] = []
+    done = list(predictor.map([files[0], files[3]], on_error=lambda _, error: failed.append(str(error))))
+    assert [one.source for one in done] == [str(files[0])]
+    advice = "do not fit into the memory of cpu; use strategy tiled, smaller tiles or smaller batches"
+    assert failed == [f"{files[3]}: 1 of 40 x 30 pixels (height x width) {advice}"]
+    with pytest.raises(ImageError, match="do not fit"):
+        predictor(files[3])

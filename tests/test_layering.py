@@ -1,0 +1,132 @@
+"""Who may import whom: the table of CONTRIBUTING.md, held against the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "fullyconv"
+
+LAYERS = (
+    {"__init__", "errors", "geometry", "config", "lookup", "events"},
+    {
+        "locate",
+        "surgery",
+        "upsample",
+        "dense",
+        "losses",
+        "metrics",
+        "transforms",
+        "weights",
+        "images",
+        "devices",
+        "datasets.base",
+    },
+    {"backbones", "model", "datasets", "datasets.folder", "datasets.scenes"},
+    {"presets", "building", "checking", "optim", "sampling", "segmentation"},
+    {"checkpoint"},
+    {"inference"},
+    {"evaluation", "explanation", "runs", "report"},
+    {"learner", "alarms", "fitting", "training", "demo"},
+    {"cli", "display", "flags", "folders", "__main__"},
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+# Inside a layer, files may lean on these neighbours only, so that there is no circle.
+NEIGHBOURS = {
+    "geometry": {"errors"},
+    "config": {"errors", "lookup"},
+    "lookup": {"errors"},
+    "__init__": {"errors"},
+    "surgery": {"locate"},
+    "model": {"backbones"},
+    "datasets": {"datasets.folder", "datasets.scenes"},
+    "dense": {"losses"},
+    "report": {"runs"},
+    "fitting": {"learner", "alarms"},
+    "training": {"fitting", "learner"},
+    "demo": {"training", "learner"},
+    "cli": {"display", "flags", "folders"},
+    "__main__": {"cli"},
+}
+
+ONLY_IN = {
+    "PIL": {"images"},
+    "timm": {"backbones"},
+    "safetensors": {"weights"},
+    "lightning_fabric": {"learner"},
+    "typer": {"cli"},
+    "rich": {"cli", "display"},
+    "matplotlib": {"report"},
+    "torchvision": {"backbones", "transforms"},
+    "pydantic": {"config"},
+}
+
+NO_TORCH = LAYERS[0]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path, *, module: str) -> set[str]:
+    """Full names of all modules that a file imports, inside functions too, but not those for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            assert node.module is not None
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            submodules = [full for full in inside if full.removeprefix("fullyconv.") in modules()]
+            names |= set(submodules) if submodules else {node.module}
+    return names
+
+
+def own(names: set[str]) -> set[str]:
+    return {
+        name.removeprefix("fullyconv").removeprefix(".") or "__init__"
+        for name in names
+        if name.split(".")[0] == "fullyconv"
+    }
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_a_module_imports_only_from_lower_layers(module: str) -> None:
+    assert module in LEVEL, f"{module} has no layer: add it to this table and to CONTRIBUTING.md"
+    for imported in own(imports(modules()[module], module=module)):
+        assert imported in LEVEL, f"{module} imports {imported}, which is no module"
+        lower = LEVEL[imported] < LEVEL[module] or imported == "__init__"
+        assert lower or imported in NEIGHBOURS.get(module, set()), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_third_party_libraries_are_imported_only_where_they_belong(module: str) -> None:
+    for imported in imports(modules()[module], module=module):
+        library = imported.split(".")[0]
+        if library in ONLY_IN:
+            assert module in ONLY_IN[library], f"{module} imports {imported}"
+    if module in NO_TORCH:
+        heavy = {name for name in imports(modules()[module], module=module) if name.split(".")[0] in {"torch", "numpy"}}
+        assert not heavy, f"{module} imports {heavy}"
+
+
+def test_the_table_names_no_module_that_is_gone() -> None:
+    assert set(LEVEL) == {name or "__init__" for name in modules()} | {"__init__"}

@@ -1,0 +1,267 @@
+"""Where every map lies, for any module, against the measured impulse response."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from impulse import check_grid, dependence
+from torch import Tensor, nn
+
+from fullyconv.errors import AlignmentError, SurgeryError
+from fullyconv.geometry import Grid
+from fullyconv.locate import Lost, Place, locate, locate_outputs, positions
+from fullyconv.surgery import trace
+
+C = 2
+
+
+class Do(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.layers)
+
+
+def place_of(net: nn.Module, size: int = 64, channels: int = C) -> Place | Lost | None:
+    (located,) = locate_outputs(net, channels=channels, size=(size, size))
+    return located.where
+
+
+def check(net: nn.Module, size: int, *, even: bool = True) -> int:
+    """Compare what locate says of both axes with the impulse response; how many cells lie wholly inside."""
+    net = net.double().eval()
+    place = place_of(net, size)
+    assert isinstance(place, Place), place
+    assert place.axes == (-2, -1)
+    down = check_grid(place.down, dependence(net, size, size, 0, C), even=even)
+    return min(down, check_grid(place.across, dependence(net, size, size, 1, C), even=even))
+
+
+def shuffle(x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+def conv(kernel: int = 3, stride: int = 1, padding: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(C, C, kernel, stride, padding, dilation, groups)
+
+
+# Blocks that keep two channels; each is built anew for every net
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "convolution": conv,
+    "even kernel, no padding": lambda: conv(4, padding=0),
+    "strided": lambda: conv(3, 2),
+    "dilated": lambda: conv(3, padding=2, dilation=2),
+    "depthwise, too much padding": lambda: conv(3, padding=3, groups=C),
+    "maximum pool, ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "average pool": lambda: nn.AvgPool2d(2),
+    "residual": lambda: Do(lambda x, f: F.relu(x + f(x)), conv()),
+    "strided residual": lambda: Do(lambda x, f, g: f(x) + g(x), conv(3, 2), conv(1, 2, 0)),
+    "residual of a slice": lambda: Do(lambda x, f: x[..., 1:-1, 1:-1] + f(x), conv(3, padding=0)),
+    "concatenated branches": lambda: Do(
+        lambda x, a, b, c: c(torch.cat([a(x), b(x), F.max_pool2d(x, 3, 1, 1)], 1)),
+        conv(1, padding=0),
+        conv(5, padding=2),
+        nn.Conv2d(3 * C, C, 1),
+    ),
+    "split and joined": lambda: Do(lambda x, f: torch.cat([f(x).chunk(2, 1)[0], x[:, 1:]], 1), conv()),
+    "asymmetric kernels": lambda: nn.Sequential(
+        nn.Conv2d(C, C, (1, 7), padding=(0, 3)), nn.Conv2d(C, C, (7, 1), padding=(3, 0))
+    ),
+    "channels last": lambda: Do(
+        lambda x, norm, a, b: x + b(F.gelu(a(norm(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2),
+        nn.LayerNorm(C),
+        nn.Linear(C, 3),
+        nn.Linear(3, C),
+    ),
+    "transposed twice": lambda: Do(lambda x, f: f(x.transpose(1, 3)).transpose(1, 3), nn.Linear(C, C)),
+    "channel shuffle": lambda: Do(lambda x, f: shuffle(f(x)), conv()),
+    "padded as TensorFlow does": lambda: Do(lambda x, f: f(F.pad(x, (0, 1, 0, 1))), conv(3, 2, 0)),
+    "padded unevenly": lambda: Do(lambda x, f: f(F.pad(x, (2, 1, 1, 0))), conv(3, padding=0)),
+    "reflected border": lambda: nn.Sequential(nn.ReflectionPad2d(1), conv(3, padding=0)),
+    "every other cell": lambda: Do(lambda x: x[:, :, 1::2, ::2]),
+    "in place": lambda: nn.Sequential(conv(), nn.ReLU(inplace=True), nn.Hardswish(inplace=True)),
+    "norms": lambda: nn.Sequential(conv(), nn.BatchNorm2d(C), nn.PReLU(C), nn.Dropout(), nn.Softmax(1)),
+    "a mean over channels": lambda: Do(lambda x: x * x.mean(1, keepdim=True) + x.amax(1)[:, None]),
+    "scaled by a parameter": lambda: Do(lambda x, f: x * f.bias.view(1, -1, 1, 1) + 0.5, conv()),
+    "a real constant": lambda: Do(lambda x: x - torch.tensor([0.5, 0.25], dtype=x.dtype).view(1, 2, 1, 1)),
+}
+UNEVEN: dict[str, Callable[[], nn.Module]] = {
+    "nearest": lambda: nn.Upsample(scale_factor=2, mode="nearest"),
+    "bilinear": lambda: nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+    "bilinear by four": lambda: Do(lambda x: F.interpolate(x, size=(4 * x.shape[2], 4 * x.shape[3]), mode="bilinear")),
+    "transposed convolution": lambda: nn.ConvTranspose2d(C, C, 4, 2, 1),
+    "transposed convolution, gaps": lambda: nn.ConvTranspose2d(C, C, 3, 2, 1, output_padding=1),
+    "transposed convolution, blocks": lambda: nn.ConvTranspose2d(C, C, 2, 2),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_lies_where_its_impulse_response_says(block: str) -> None:
+    assert check(nn.Sequential(conv(3, 2), BLOCKS[block](), conv()), 40) > 0
+
+
+@pytest.mark.parametrize("block", UNEVEN)
+def test_a_refined_map_lies_where_its_impulse_response_says(block: str) -> None:
+    assert check(nn.Sequential(conv(4, 4, 0), UNEVEN[block]()), 40, even=False) > 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(names=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4))
+def test_any_stack_of_blocks_lies_where_its_impulse_response_says(names: list[str]) -> None:
+    net = nn.Sequential(*(BLOCKS[name]() for name in names))
+    place = place_of(net.double().eval(), 256)
+    assert isinstance(place, Place)
+    size = int(max(place.down.field, place.across.field) + 2 * place.down.stride + 6)
+    assume(size <= 90)
+    check(net, size)
+
+
+def test_the_grid_of_a_known_net_is_exact() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 7, 2, 3), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 3, padding=1))
+    place = place_of(net, channels=3)
+    assert isinstance(place, Place)
+    assert place.grid == Grid(Fraction(4), Fraction(0), Fraction(7 + 2 * 2 + 4 * 2))
+
+
+# What depends on the whole picture
+
+
+class Excite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(F.adaptive_avg_pool2d(x, 1)).sigmoid()
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Excite(),
+        nn.GroupNorm(1, C),
+        nn.InstanceNorm2d(C),
+        nn.LayerNorm([20, 20]),
+        Do(lambda x: x - x.mean((2, 3), keepdim=True)),
+        Do(lambda x: x.softmax(-1)),
+        Do(lambda x: x / x.amax((-1, -2), keepdim=True)),
+    ],
+    ids=["squeeze and excite", "GroupNorm", "InstanceNorm", "LayerNorm over cells", "mean", "softmax", "maximum"],
+)
+def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(net: nn.Module) -> None:
+    net = nn.Sequential(conv(3, 2), net).double()
+    place = place_of(net, 40)
+    assert isinstance(place, Place)
+    assert (place.grid.stride, place.grid.offset, place.grid.field) == (2, 0, math.inf)
+    assert bool(dependence(net, 40, 40, 0, C).all()) or isinstance(net[1], Do), "it is true"
+
+
+# What lies nowhere
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (Do(lambda x: x.flatten(1)), "a reshape takes the rows or columns of the map apart"),
+        (Do(lambda x: x.flatten(2).transpose(1, 2)), "a reshape takes the rows or columns of the map apart"),
+        (Do(lambda x: x + torch.rand(1, 1, 64, 64)), "a constant of a fixed size, such as a position embedding"),
+        (Do(lambda x: x.mean((2, 3))), "a mean or maximum over the whole picture"),
+        (nn.AdaptiveAvgPool2d(3), "mixes or moves positions"),
+        (Do(lambda x: torch.cat([x, x], 3)), "maps are put side by side"),
+        (Do(lambda x: x[:, :, -8:]), "a slice counts from the far border"),
+        (Do(lambda x: x[:, :, 3]), "one row or column of the map is picked"),
+        (Do(lambda x: x + x.transpose(2, 3)), "different axes"),
+        (Do(lambda x: x.flip(3)), "aten.flip mixes or moves positions"),
+        (Do(lambda x: torch.roll(x, 1, 2)), "aten.roll mixes or moves positions"),
+        (Do(lambda x, f: f(x)[..., 1:] + x[..., :-1], conv()), "their cells lie on different pixels"),
+        (Do(lambda x: F.interpolate(x, size=(50, 50), mode="bilinear")), "a factor that is not whole"),
+        (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "align_corners"),
+        (Do(lambda x: F.pixel_shuffle(x.repeat(1, 2, 1, 1), 2)), "."),
+    ],
+)
+def test_what_lies_nowhere_is_lost_with_the_reason(net: nn.Module, reason: str) -> None:
+    place = place_of(net)
+    assert isinstance(place, Lost), place
+    assert reason in place.reason
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(C, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.attention(tokens, tokens, tokens)[0].transpose(1, 2).reshape(b, c, h, w)
+
+
+def test_attention_leaves_no_cell_its_place_but_what_it_is_added_to_keeps_it() -> None:
+    assert isinstance(place_of(nn.Sequential(conv(8, 8, 0), Attention())), Lost)
+    place = place_of(nn.Sequential(conv(8, 8, 0), Do(lambda x, f: x + f(x), Attention())))
+    assert isinstance(place, Place)
+    assert place.grid == Grid(Fraction(8), Fraction(7, 2), math.inf)
+
+
+def test_what_does_not_come_from_the_picture_is_nowhere() -> None:
+    assert place_of(Do(lambda x: torch.zeros(1, 2, 8, 8))) is None
+
+
+def test_batch_statistics_read_the_whole_picture() -> None:
+    norm = nn.BatchNorm2d(C, track_running_stats=False)
+    place = place_of(norm)
+    assert isinstance(place, Place)
+    assert place.grid.field == math.inf
+
+
+# The interface
+
+
+def test_axes_that_differ_have_no_one_grid() -> None:
+    place = place_of(nn.Conv2d(C, C, 1, (1, 2)))
+    assert isinstance(place, Place)
+    assert (place.down.stride, place.across.stride) == (1, 2)
+    with pytest.raises(AlignmentError, match="expected the same along both axes"):
+        _ = place.grid
+
+
+def test_a_net_that_does_not_run_is_told_in_one_line() -> None:
+    for run in (
+        lambda: locate_outputs(nn.Conv2d(C, C, 9), channels=C, size=(4, 4)),
+        lambda: locate(trace(nn.Conv2d(C, C, 9)), channels=C, size=(4, 4)),
+    ):
+        with pytest.raises(SurgeryError, match="does not run on a 4x4 picture") as caught:
+            run()
+        assert "\n" not in str(caught.value)
+
+
+def test_locating_leaves_the_net_as_it_was() -> None:
+    net = nn.Sequential(conv(), nn.BatchNorm2d(C), nn.Dropout())
+    net[1].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    parameters = list(net.parameters())
+    place_of(net)
+    assert [m.training for m in net.modules()] == [True, True, False, True]
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+
+
+def test_every_node_of_a_traced_net_is_located_and_maps_are_told_apart() -> None:
+    net = nn.Sequential(conv(3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(C * 32 * 32, 5))
+    located = locate(trace(net), channels=C, size=(64, 64))
+    maps = dict(positions(located))
+    assert [name for name in maps if name in ("_0", "_1", "_2", "_3")] == ["_0", "_1"]
+    assert maps["_1"].grid == Grid().conv(3, 2, 1)
+    assert isinstance(located["_3"].where, Lost)

@@ -1,0 +1,114 @@
+"""Rates, groups of parameters, averages and weights of classes are what their formulas say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fullyconv.building import build
+from fullyconv.errors import ConfigError, UnknownName
+from fullyconv.model import FCN
+from fullyconv.optim import Average, class_weights, optimizer_of, param_groups, rate
+from fullyconv.presets import fcn
+
+CPU = torch.device("cpu")
+
+
+def net() -> FCN:
+    return build(fcn(16, "tinyvgg", classes=3, weights=None, context=8))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("fixed", [1, 1, 1, 1]), ("poly", [1, 0.75**0.9, 0.5**0.9, 0]), ("cosine", [1, 0.5 + math.sqrt(0.125), 0.5, 0])],
+)
+def test_schedules_follow_their_formulas(schedule: str, expected: list[float]) -> None:
+    found = [rate(schedule, progress=p, step=1000, warmup=0) for p in (0, 0.25, 0.5, 1)]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_rate_rises_over_the_warm_up_or_a_tenth_of_the_run_if_that_is_shorter() -> None:
+    long = [rate("fixed", progress=s / 1000, step=s, warmup=10) for s in range(12)]
+    assert long == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1, 1])
+    short = [rate("fixed", progress=s / 20, step=s, warmup=100) for s in range(4)]
+    assert short == pytest.approx([0.01, 0.5, 1, 1])
+
+
+def test_an_unknown_schedule_is_refused_with_a_near_name() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'cosine'"):
+        rate("cosin", progress=0, step=0, warmup=0)
+
+
+def test_weights_decay_and_biases_and_norms_do_not_and_biases_alone_learn_faster() -> None:
+    model = net()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = param_groups(model, lr=0.1, backbone_lr=0.5, weight_decay=1e-2, bias_lr=2.0)
+    found = {names[id(p)]: (g["base_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found.keys() == dict(model.named_parameters()).keys()
+    norms = {f"{n}." for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert norms
+    for name, (lr, decay) in found.items():
+        part = 0.05 if name.startswith("backbone.") else 0.1
+        if name.rpartition(".")[0] + "." in norms:
+            assert (lr, decay) == pytest.approx((part, 0)), name
+        elif name.endswith(".bias"):
+            assert (lr, decay) == pytest.approx((2 * part, 0)), name
+        else:
+            assert (lr, decay) == pytest.approx((part, 1e-2)), name
+
+
+def test_a_factor_of_zero_freezes_the_backbone() -> None:
+    model = net()
+    learnt = {id(p) for g in param_groups(model, lr=0.1, backbone_lr=0, weight_decay=0) for p in g["params"]}
+    assert learnt == {id(p) for p in model.heads.parameters()}
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_an_optimizer_steps_as_the_plain_one_does(kind: str) -> None:
+    # The fused kernels are used; the plain ones are the reference.
+    torch.manual_seed(0)
+    start, gradients = torch.randn(7, 5), torch.randn(3, 7, 5)
+    group = {"lr": 0.1, "weight_decay": 0.01}
+    ours, plain = (start.clone().requires_grad_() for _ in range(2))
+    fused = optimizer_of(kind, [{"params": [ours], **group}], momentum=0.9, device=CPU)
+    reference: torch.optim.Optimizer = (
+        torch.optim.AdamW([{"params": [plain], **group}])
+        if kind == "adamw"
+        else torch.optim.SGD([{"params": [plain], **group}], momentum=0.9)
+    )
+    for gradient in gradients:
+        ours.grad, plain.grad = gradient.clone(), gradient.clone()
+        fused.step()
+        reference.step()
+    torch.testing.assert_close(ours, plain)
+    assert not torch.allclose(ours, start)
+    with pytest.raises(ConfigError, match="expected adamw or sgd"):
+        optimizer_of("adam", [], momentum=0, device=CPU)
+
+
+def test_an_average_forgets_its_start_then_follows_slowly() -> None:
+    model = nn.BatchNorm1d(1, affine=False)
+    average = Average(model, decay=0.9)
+    expected = 0.0
+    for step, value in enumerate([1.0, 5.0, 3.0, 8.0] * 40):
+        assert model.running_mean is not None
+        assert model.num_batches_tracked is not None
+        model.running_mean.fill_(value)
+        model.num_batches_tracked.fill_(step)
+        average.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert average.model.running_mean is not None
+    assert float(average.model.running_mean) == pytest.approx(expected, rel=1e-5)
+    assert int(average.model.num_batches_tracked or 0) == 159  # counters are copied
+    assert not average.model.training
+
+
+def test_rare_classes_weigh_more_within_limits() -> None:
+    assert class_weights([100, 400, 1600, 0]).tolist() == [2.0, 1.0, 0.5, 1.0]
+    assert class_weights([1, 10**6, 10**9]).tolist() == [4.0, 1.0, 0.5]
+    assert class_weights([0, 0]).tolist() == [1.0, 1.0]

@@ -1,0 +1,71 @@
+"""The number in a preset's name is its prediction stride, on every backbone."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from fullyconv import presets
+from fullyconv.building import build
+from fullyconv.config import Classes
+from fullyconv.errors import ConfigError, UnknownName
+
+
+def skips(config: object) -> list[str]:
+    return [skip.tap for skip in config.heads["out"].skips]  # type: ignore[attr-defined]
+
+
+def test_the_papers_nets_read_the_papers_taps() -> None:
+    assert skips(presets.fcn32s("vgg16")) == ["fc7"]
+    assert skips(presets.fcn16s("vgg16")) == ["fc7", "pool4"]
+    assert skips(presets.fcn8s("vgg16")) == ["fc7", "pool4", "pool3"]
+    assert skips(presets.fcn2s("vgg16")) == ["fc7", "pool4", "pool3", "pool2", "pool1"]
+
+
+def test_fcn8s_on_a_net_of_stride_16_has_one_skip() -> None:
+    assert skips(presets.fcn8s("squeezenet1_0")) == ["stride16", "stride8"]
+
+
+def test_a_stride_that_the_backbone_lacks_is_refused_with_those_it_has() -> None:
+    with pytest.raises(
+        ConfigError, match="fcn32s on squeezenet1_0: it has no map of stride 32; expected one of 2, 4, 8, 16"
+    ):
+        presets.fcn32s("squeezenet1_0")
+    with pytest.raises(ConfigError, match="expected one of 4, 8, 16, 32"):
+        presets.fcn2s("convnext_tiny")
+
+
+def test_context_stands_in_only_where_there_are_no_hidden_layers() -> None:
+    assert presets.fcn8s("vgg16").heads["out"].skips[0].context == 0
+    assert presets.fcn8s("resnet18").heads["out"].skips[0].context == presets.CONTEXT
+    assert presets.fcn8s("resnet18", context=0).heads["out"].skips[0].context == 0
+    assert all(skip.context == 0 for skip in presets.fcn8s("resnet18").heads["out"].skips[1:])
+
+
+def test_a_backbone_object_may_stand_for_a_name() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 112 * 112, 5))
+    config = presets.fcn2s(net, 3, weights=None)
+    model = build(config, backbone=net)
+    assert model.stride == 2
+    assert model.heads["out"].classes == 3
+
+
+def test_several_heads_are_built_by_name() -> None:
+    model = build(presets.fcn32s("tinyvgg", {"semantic": 5, "geometric": 3}, weights=None))
+    assert {name: head.classes for name, head in model.heads.items()} == {"semantic": 5, "geometric": 3}
+
+
+def test_a_table_of_another_number_of_classes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="head 'out' has 3 classes and its table 2"):
+        build(presets.fcn32s("tinyvgg", 3, weights=None), classes={"out": Classes.of("a", "b")})
+
+
+def test_an_unknown_backbone_says_which_are_near() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'resnet18'"):
+        presets.fcn8s("resnet81")
+
+
+def test_every_preset_is_in_the_table_under_its_own_name() -> None:
+    for name, preset in presets.PRESETS.items():
+        assert preset.__name__ == name
+        assert getattr(presets, name) is preset

@@ -1,0 +1,692 @@
+"""Surgery: a classifier read at every position gives, at every position, what the classifier gives there."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fullyconv.backbones import BACKBONES
+from fullyconv.errors import SurgeryError
+from fullyconv.locate import locate
+from fullyconv.surgery import Plan, as_convolution, convolutionalize, cut, find_taps, plan, trace, transplant
+
+Forward = Callable[["Net", Tensor], Tensor]
+
+
+def enliven(net: nn.Module, pictures: Tensor) -> None:
+    """Random values everywhere, statistics included, and a unit signal behind every layer.
+
+    Independent of surgery's own way of doing so. Random numbers are tiled, since a hundred million take seconds.
+    """
+    block = torch.randn(1_000_003, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if not tensor.is_floating_point():
+                tensor.zero_()
+                continue
+            noise = block.repeat(-(-tensor.numel() // len(block)))[: tensor.numel()].view(tensor.shape).to(tensor)
+            # Norms' weights, variances and layer scales lie about 1; biases and means about 0.
+            about_one = tensor.dim() == 3 or (tensor.dim() == 1 and name.endswith(("weight", "running_var")))
+            tensor.copy_(1 + 0.3 * noise.tanh() if about_one else 0.2 * noise if tensor.dim() == 1 else noise)
+
+    def to_unit(module: nn.Module, args: object, out: Tensor) -> Tensor:
+        spread = out.std()
+        module.weight.div_(spread)
+        if module.bias is not None:
+            module.bias.div_(spread)
+        return out / spread
+
+    hooks = [m.register_forward_hook(to_unit) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        net.eval()(pictures)
+    for hook in hooks:
+        hook.remove()
+
+
+def pictures_of(size: int, channels: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    blobs = F.interpolate(torch.randn(2, channels, 5, 5, generator=generator, dtype=dtype), size=size, mode="nearest")
+    return blobs * torch.tensor([1.0, 3.0], dtype=dtype).view(2, 1, 1, 1) + 0.2 * torch.randn(
+        2, channels, size, size, generator=generator, dtype=dtype
+    )
+
+
+def relative_error(want: Tensor, got: Tensor) -> float:
+    """Largest difference, in units of what distinguishes two pictures."""
+    return float((want - got).abs().max() / (want[0] - want[1]).abs().max())
+
+
+def assert_read_at_every_position(net: nn.Module, made: Plan, *, blocks: int = 3) -> None:
+    """Cell (i, j) of the dense net is the classifier on the crop that begins at (i, j) strides: true without padding."""
+    net = net.eval()
+    dense = made.apply(verify=False).eval()
+    size, stride = made.image_size, made.stride
+    dtype = next(net.parameters()).dtype
+    picture = torch.randn(
+        1,
+        made.channels,
+        size + (blocks - 1) * stride,
+        size + blocks * stride,
+        generator=torch.Generator().manual_seed(5),
+        dtype=dtype,
+    )
+    with torch.no_grad():
+        scores = dense(picture)
+        crops = [
+            net(picture[:, :, i * stride : i * stride + size, j * stride : j * stride + size].repeat(2, 1, 1, 1))[:1]
+            for i in range(blocks)
+            for j in range(blocks + 1)
+        ]
+    assert scores.shape[2:] == (blocks, blocks + 1)
+    want = torch.stack(crops, -1).view(1, -1, blocks, blocks + 1)
+    assert (want[..., 0, 0] - want[..., 1, 1]).abs().max() > 1e-6, "a dead net equals anything"
+    torch.testing.assert_close(scores, want, rtol=1e-9, atol=1e-11)
+
+
+# Every backbone, and families that are not in the table
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_dense_equals_classifier_at_native_size_on_live_activations(name: str) -> None:
+    spec = BACKBONES[name]
+    with torch.device("meta"):
+        net = spec.classifier()
+    net.to_empty(device="cpu")
+    pictures = pictures_of(spec.image_size)
+    enliven(net, pictures)
+    made = plan(net, image_size=spec.image_size)
+    dense = made.apply(verify=False)
+    with torch.no_grad():
+        want = net(pictures)
+        got = dense(pictures[:1])
+    assert got.shape == (1, want.shape[1], 1, 1)
+    assert (want[0] - want[1]).abs().max() > 0.05 * want.abs().max(), "two pictures must get different scores"
+    assert float((want[:1] - got[..., 0, 0]).abs().max() / (want[0] - want[1]).abs().max()) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("inception_v3", 299),
+        ("shufflenet_v2_x1_0", 224),
+        ("mnasnet0_5", 224),
+        ("regnet_y_400mf", 224),
+        ("regnet_x_400mf", 224),
+        ("efficientnet_v2_s", 224),
+        ("resnext50_32x4d", 224),
+        ("wide_resnet50_2", 224),
+        ("convnext_tiny", 224),
+    ],
+)
+def test_families_that_no_table_names_pass_both_postconditions(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        net = torchvision.models.get_model(name, weights=None)
+    made = plan(net, image_size=size)
+    assert made.exact
+    assert made.stride == 32
+    assert made.apply()(torch.zeros(1, 3, size, size + 64)).shape == (1, 1000, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("vit_b_16", "'reshape'"),
+        ("swin_t", "'features.1.0.attn.shifted_window_attention'"),
+        ("swin_v2_t", "'features.1.0.attn.shifted_window_attention'"),
+        ("maxvit_t", "window_attention.partition_op.reshape'"),
+    ],
+)
+def test_transformers_are_refused_with_the_place_and_the_reason(name: str, place: str) -> None:
+    with torch.device("meta"):
+        net = torchvision.models.get_model(name, weights=None)
+    with pytest.raises(SurgeryError, match=r"not convolutional up to its classifier.*vision transformers") as caught:
+        plan(net)
+    assert place in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Nets that users make
+
+WIDTH = 8
+
+
+class Net(nn.Module):
+    """An unpadded trunk of stride 4 and a head of one's own."""
+
+    def __init__(self, head: Forward, inputs: int = WIDTH, channels: int = 3) -> None:
+        super().__init__()
+        self.trunk = trunk(channels)
+        self.fc = nn.Linear(inputs, 5)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.act = nn.ReLU()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self, self.trunk(x))
+
+
+def trunk(channels: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, 6, 3, 2), nn.ReLU(inplace=True), nn.Conv2d(6, WIDTH, 3, 2), nn.ReLU())
+
+
+def layers(*head: nn.Module, channels: int = 3) -> nn.Module:
+    return nn.Sequential(trunk(channels), *head)
+
+
+class View(nn.Module):
+    """A childless module of one's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), -1)
+
+
+class BothPools(nn.Module):
+    """The head of fastai's learners."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.maximum(x), self.average(x)], 1)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.gelu(self.a(x)))
+
+
+class LayerTwice(nn.Module):
+    """One linear layer and one convolution, each called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.act = nn.Conv2d(3, WIDTH, 3, 2), nn.Conv2d(WIDTH, WIDTH, 1), nn.ReLU()
+        self.hidden, self.fc = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(self.act(self.conv(self.stem(x)[..., ::2, ::2]))))
+        return self.fc(self.act(self.hidden(self.act(self.hidden(x.mean((2, 3)))))))
+
+
+class ReadsTraining(Net):
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        scores = self.fc(self.trunk(x).mean((2, 3)))
+        return (scores, scores) if self.training else scores
+
+
+class WidthFromShape(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trunk(x)
+        b, c, h, w = x.shape
+        return self.fc(x.reshape(b, c * h * w))
+
+
+CELLS = 6 * 6
+POOLED: dict[str, Callable[[], nn.Module]] = {
+    "mean over two axes": lambda: Net(lambda s, x: s.fc(x.mean([2, 3]))),
+    "mean over the last axes": lambda: Net(lambda s, x: s.fc(x.mean(dim=(-1, -2)))),
+    "one mean after the other": lambda: Net(lambda s, x: s.fc(x.mean(3).mean(2))),
+    "mean of flattened cells": lambda: Net(lambda s, x: s.fc(x.flatten(2).mean(2))),
+    "mean of viewed cells": lambda: Net(lambda s, x: s.fc(x.view(x.size(0), x.size(1), -1).mean(-1))),
+    "torch.mean, kept axes": lambda: Net(lambda s, x: s.fc(torch.mean(x, (2, 3), keepdim=True).flatten(1))),
+    "squeezed by axis": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1))),
+    "squeezed at once": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze())),
+    "indexed": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1)[:, :, 0, 0])),
+    "fixed average pool": lambda: layers(nn.AvgPool2d(6), nn.Flatten(), nn.Linear(WIDTH, 5)),
+    "pool as large as the map": lambda: Net(lambda s, x: s.fc(F.avg_pool2d(x, x.size()[2:]).view(x.size(0), -1))),
+    "a forward that reads self.training": lambda: ReadsTraining(lambda s, x: x),
+    "scored by a convolution": lambda: layers(nn.Conv2d(WIDTH, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "last layer Identity": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity()),
+    "two score layers": lambda: Net(lambda s, x: torch.cat([s.fc(x.mean((2, 3))), s.fc(x.mean((2, 3)))], -1)),
+    "float64": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(WIDTH, 5)).double(),
+    "grey picture": lambda: Net(lambda s, x: s.fc(x.mean((2, 3))), channels=1),
+    "four channels": lambda: Net(lambda s, x: s.fc(x.mean((2, 3))), channels=4),
+}
+POOLED_AND_NOT_LINEAR: dict[str, Callable[[], nn.Module]] = {
+    "one layer called twice": LayerTwice,
+    "amax": lambda: Net(lambda s, x: s.fc(x.amax((2, 3)))),
+    "one amax after the other": lambda: Net(lambda s, x: s.fc(x.amax(3).amax(2))),
+    "fixed maximum pool": lambda: Net(lambda s, x: s.fc(F.max_pool2d(x, 6).view(x.size(0), -1))),
+    "both pools, norms, dropout": lambda: layers(
+        BothPools(),
+        nn.Flatten(),
+        nn.BatchNorm1d(2 * WIDTH),
+        nn.Dropout(0.25),
+        nn.Linear(2 * WIDTH, 12, bias=False),
+        nn.ReLU(inplace=True),
+        nn.BatchNorm1d(12),
+        nn.Dropout(0.5),
+        nn.Linear(12, 5, bias=False),
+    ),
+    "layer norm": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 5)),
+    "layer norm without bias": lambda: layers(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(WIDTH, bias=False), nn.Linear(WIDTH, 5)
+    ),
+    "log_softmax over the last axis": lambda: Net(lambda s, x: F.log_softmax(s.fc(x.mean((2, 3))), dim=-1)),
+    "softmax over axis 1": lambda: Net(lambda s, x: torch.softmax(s.fc(x.mean((2, 3))), 1)),
+    "softmax method": lambda: Net(lambda s, x: s.fc(x.mean((2, 3))).softmax(-1)),
+    "LogSoftmax": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 5), nn.LogSoftmax(-1)),
+    "residual hidden layers": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Residual(), nn.Linear(WIDTH, 5)),
+    "PReLU": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 6), nn.PReLU(6), nn.Linear(6, 5)),
+    "normalised vectors": lambda: Net(lambda s, x: s.fc(F.normalize(x.mean((2, 3))))),
+}
+FLATTENED: dict[str, Callable[[], nn.Module]] = {
+    "view": lambda: Net(lambda s, x: s.fc(x.view(x.size(0), -1)), WIDTH * CELLS),
+    "view by shape": lambda: Net(lambda s, x: s.fc(x.view(x.shape[0], -1)), WIDTH * CELLS),
+    "view to a known length": lambda: Net(lambda s, x: s.fc(x.view(-1, WIDTH * CELLS)), WIDTH * CELLS),
+    "reshape by its own shape": lambda: WidthFromShape(lambda s, x: x, WIDTH * CELLS),
+    "torch.flatten": lambda: Net(lambda s, x: s.fc(torch.flatten(x, start_dim=1)), WIDTH * CELLS),
+    "x.flatten": lambda: Net(lambda s, x: s.fc(x.flatten(1)), WIDTH * CELLS),
+    "nn.Flatten": lambda: layers(nn.Flatten(), nn.Linear(WIDTH * CELLS, 5)),
+    "a module of one's own": lambda: layers(View(), nn.Linear(WIDTH * CELLS, 5)),
+    "hidden layers": lambda: layers(
+        nn.Flatten(),
+        nn.Linear(WIDTH * CELLS, 16),
+        nn.BatchNorm1d(16),
+        nn.Hardswish(),
+        nn.Dropout(),
+        nn.Linear(16, 5),
+    ),
+    "adaptive pool to 2x2": lambda: layers(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * WIDTH, 5)),
+    "adaptive maximum to 3x3": lambda: layers(nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(9 * WIDTH, 5)),
+    "adaptive pool to its own size": lambda: layers(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(36 * WIDTH, 5)),
+    "fixed pool to 2x2": lambda: layers(nn.AvgPool2d(3), nn.Flatten(), nn.Linear(4 * WIDTH, 5)),
+}
+USERS = POOLED | POOLED_AND_NOT_LINEAR | FLATTENED
+SIZE = 27  # gives 6x6 cells at stride 4
+
+
+def prepared(make: Callable[[], nn.Module]) -> tuple[nn.Module, int]:
+    torch.manual_seed(0)
+    net = make().double()
+    channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
+    enliven(net, pictures_of(SIZE, channels, torch.float64))
+    return net, channels
+
+
+@pytest.mark.parametrize("kind", USERS)
+def test_a_users_classifier_is_read_at_every_position(kind: str) -> None:
+    net, channels = prepared(USERS[kind])
+    assert_read_at_every_position(net, plan(net, image_size=SIZE, channels=channels))
+
+
+@pytest.mark.parametrize("kind", POOLED)
+def test_the_mean_of_scores_without_the_pool_is_the_classifiers_score(kind: str) -> None:
+    net, channels = prepared(POOLED[kind])
+    made = plan(net, image_size=SIZE, channels=channels, pool="drop")
+    assert made.exact
+    assert not made.notes
+    pictures = pictures_of(SIZE, channels, torch.float64)
+    with torch.no_grad():
+        scores = made.apply()(pictures)
+        assert scores.shape[2:] == (6, 6), "a dropped pool leaves one score a cell"
+        assert relative_error(net(pictures), scores.mean((2, 3))) < 1e-9
+
+
+@pytest.mark.parametrize("kind", POOLED_AND_NOT_LINEAR)
+def test_a_dropped_pool_before_something_not_linear_is_said_to_be_inexact(kind: str) -> None:
+    net, _ = prepared(POOLED_AND_NOT_LINEAR[kind])
+    made = plan(net, image_size=SIZE, pool="drop")
+    assert not made.exact
+    assert "is not linear, so the mean of the scores differs" in made.notes[0]
+    pictures = pictures_of(SIZE, dtype=torch.float64)
+    with torch.no_grad():
+        difference = relative_error(net(pictures), made.apply()(pictures).mean((2, 3)))
+    assert difference > 1e-3, "it is inexact in truth, too"
+    assert plan(net, image_size=SIZE, pool="keep").exact
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_unpadded_stack_and_head_is_read_at_every_position(data: st.DataObject) -> None:
+    stack: list[nn.Module] = []
+    size, stride, width = 1, 1, 3
+    drawn = data.draw(
+        st.lists(
+            st.tuples(st.integers(1, 4), st.integers(1, 2), st.sampled_from(["conv", "max", "average"])),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    for kernel, step, kind in drawn:
+        if kind == "conv":
+            stack += [nn.Conv2d(width, 4, kernel, step), nn.BatchNorm2d(4), nn.ELU()]
+            width = 4
+        else:
+            stack.append(nn.MaxPool2d(kernel, step) if kind == "max" else nn.AvgPool2d(kernel, step))
+        stride *= step
+    cells = data.draw(st.integers(1, 4))
+    size = cells
+    for kernel, step, _ in reversed(drawn):
+        size = (size - 1) * step + kernel
+    head: list[nn.Module] = data.draw(
+        st.sampled_from(
+            [
+                [nn.Flatten(), nn.Linear(width * cells**2, 3)],
+                [nn.Flatten(), nn.Linear(width * cells**2, 6), nn.Tanh(), nn.Linear(6, 3)],
+                [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, 3)],
+                [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(width, 3), nn.LayerNorm(3)],
+            ]
+        )
+    )
+    net = nn.Sequential(*stack, *head).double()
+    made = plan(net.eval(), image_size=size)
+    # A fixed pool that leaves one cell is a global pool in disguise, and is read at every cell of its map.
+    assert stride % made.stride == 0
+    try:
+        assert_read_at_every_position(net, made, blocks=2)
+    except AssertionError as error:
+        if "a dead net" not in str(error):
+            raise
+
+
+def test_a_pool_inside_a_squeeze_and_excite_block_stays_what_it_is() -> None:
+    class Excite(nn.Module):
+        """One pool, called in the block and at the end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.pool = trunk(), nn.AdaptiveAvgPool2d(1)
+            self.gate, self.fc = nn.Conv2d(WIDTH, WIDTH, 1), nn.Linear(WIDTH, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.trunk(x)
+            return self.fc(self.pool(x * self.gate(self.pool(x)).sigmoid()).flatten(1))
+
+    net, _ = prepared(Excite)
+    dense = plan(net, image_size=SIZE).apply()
+    assert isinstance(dense.get_submodule("pool"), nn.AdaptiveAvgPool2d)
+    picture = pictures_of(43, dtype=torch.float64)
+    with torch.no_grad():
+        x = net.trunk(picture)
+        x = x * net.gate(x.mean((2, 3), keepdim=True)).sigmoid()
+        want = F.conv2d(F.avg_pool2d(x, 6, 1), net.fc.weight[..., None, None], net.fc.bias)
+        torch.testing.assert_close(dense(picture), want)
+
+
+class Branches(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trunk(x)
+        return self.fc((x if x.mean() > 0 else -x).mean((2, 3)))
+
+
+class Scaled(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.trunk(x).mean((2, 3)) * self.trunk[2].bias)
+
+
+class Dictionary(Net):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.fc(self.trunk(x).mean((2, 3)))}
+
+
+class SizeOfPicture(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trunk(x).square()
+        return self.fc(F.avg_pool2d(x, (x.size(-2), x.size(-1))).sqrt().flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (layers(nn.Conv2d(WIDTH, 5, 1)), "ends in a map and is fully convolutional already"),
+        (Branches(lambda s, x: x), "Branches cannot be traced: .*expected a forward without control flow"),
+        (
+            Net(lambda s, x: s.fc(x.std((2, 3)))),
+            r"the last map is 'trunk.3', and what 'std' \(std\) makes of it is not",
+        ),
+        (Net(lambda s, x: s.fc(x.permute(0, 2, 3, 1).flatten(1)), WIDTH * CELLS), "what 'permute'"),
+        (Scaled(lambda s, x: x), "'mul' works on vectors in a way that has no convolutional equal"),
+        (Dictionary(lambda s, x: x), "the net returns dict in evaluation mode; expected one tensor of scores"),
+        (SizeOfPicture(lambda s, x: x), r"a layer still works on the whole picture"),
+        (
+            layers(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(WIDTH * 16, 5)),
+            "'1' pools 6x6 cells to 4x4, which no fixed pool does; expected whole factors: give the image_size",
+        ),
+        (
+            layers(nn.Flatten(), nn.BatchNorm1d(WIDTH * CELLS), nn.Linear(WIDTH * CELLS, 5)),
+            r"'2' \(BatchNorm1d\) normalises a flattened map of 6x6 cells",
+        ),
+        (
+            layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.GroupNorm(2, WIDTH), nn.Linear(WIDTH, 5)),
+            r"'3' \(GroupNorm.*would mix the positions of a map",
+        ),
+        (
+            layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 10), nn.GLU(), nn.Linear(5, 5)),
+            "'4' works on vectors",
+        ),
+        (
+            layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 10), nn.Unflatten(1, (2, 5))),
+            "expected",
+        ),
+        (layers(nn.Flatten(), nn.Linear(17, 5)), f"does not run on a {SIZE}x{SIZE} picture"),
+    ],
+)
+def test_what_has_no_convolutional_equal_is_refused_in_one_line(
+    net: nn.Module, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SurgeryError, match=message) as caught:
+        convolutionalize(net.eval(), image_size=SIZE)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == "", "torch.fx prints a traceback of its own"
+
+
+# What surgery promises about itself
+
+
+def test_the_input_is_never_touched() -> None:
+    net = POOLED_AND_NOT_LINEAR["both pools, norms, dropout"]()
+    calls: list[int] = []
+    hook = net[0].register_forward_hook(lambda *args: calls.append(1))
+    net.train()
+    net[0].eval()
+    modules, flags = list(net.modules()), [m.training for m in net.modules()]
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with torch.no_grad():
+        net[3].weight.zero_()  # a dead net, which surgery revives for its check
+        before["3.weight"].zero_()
+    dense = convolutionalize(net, image_size=SIZE)
+    for parameter in dense.parameters():
+        parameter.data.fill_(9.0)
+    assert [m.training for m in net.modules()] == flags
+    assert all(a is b for a, b in zip(net.modules(), modules, strict=True))
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+    assert list(net[0]._forward_hooks) == [hook.id]
+
+
+def test_the_copy_keeps_parameter_names_and_shares_nothing() -> None:
+    net, _ = prepared(FLATTENED["hidden layers"])
+    dense = plan(net, image_size=SIZE).apply()
+    assert set(dense.state_dict()) == set(net.state_dict())
+    assert not {p.data_ptr() for p in dense.parameters()} & {p.data_ptr() for p in net.parameters()}
+
+
+def test_the_dense_net_trains_as_the_classifier_did() -> None:
+    net, _ = prepared(FLATTENED["hidden layers"])
+    net.train()
+    dense = plan(net, image_size=SIZE).apply()
+    assert all(m.training for m in dense.modules())
+    dense(pictures_of(SIZE + 8, dtype=torch.float64)).sum().backward()
+    assert all(p.grad is not None for p in dense.parameters())
+
+
+@pytest.mark.parametrize("sabotage", ["an edit is left out", "a maximum for an average", "another layer's kernel"])
+def test_a_plan_that_is_not_true_is_found_out(sabotage: str) -> None:
+    net, _ = prepared(POOLED["mean over two axes"])
+    made = plan(net, image_size=SIZE)
+    pool, linear = made.edits
+    assert (pool.kind, linear.kind) == ("average pool", "convolution")
+    edits = {
+        "an edit is left out": (linear,),
+        "a maximum for an average": (replace(pool, kind="maximum pool"), linear),
+        "another layer's kernel": (replace(pool, kernel=(5, 5)), linear),
+    }
+    with pytest.raises(SurgeryError):
+        replace(made, edits=edits[sabotage]).apply()
+
+
+def test_a_difference_is_told_with_its_size_and_the_place_where_it_begins() -> None:
+    net, _ = prepared(POOLED["mean over two axes"])
+    made = plan(net, image_size=SIZE)
+    wrong = replace(made, edits=(replace(made.edits[0], kind="maximum pool"), made.edits[1]))
+    with pytest.raises(SurgeryError, match=r"differs from the classifier by .* they part at 'mean'"):
+        wrong.apply()
+
+
+def test_dead_weights_do_not_hide_a_wrong_plan() -> None:
+    net = POOLED["mean over two axes"]()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    made = plan(net, image_size=SIZE)
+    made.apply()  # right, and shown to be so on other weights
+    with pytest.raises(SurgeryError, match="differs from the classifier"):
+        replace(made, edits=(replace(made.edits[0], kind="maximum pool"), made.edits[1])).apply()
+
+
+def test_a_net_that_cannot_be_brought_to_life_is_refused() -> None:
+    net = Net(lambda s, x: s.fc(x.mean((2, 3)) * 0.0))
+    with pytest.raises(SurgeryError, match="two different pictures get the same scores"):
+        convolutionalize(net, image_size=SIZE)
+
+
+def test_a_plan_reads_as_a_list_of_edits_with_reasons() -> None:
+    text = str(plan(torchvision.models.alexnet(), image_size=224))
+    assert "AlexNet at 224x224: 5 edits" in text
+    assert "classifier.1: Linear(9216, 4096) -> Conv2d(256, 4096, 6x6) (a linear layer on a map is a conv" in text
+    assert "avgpool: AdaptiveAvgPool2d(output_size=(6, 6)) -> removed (at native size it maps 6x6 to 6x6)" in text
+
+
+def test_same_padding_keeps_every_cell_and_agrees_with_valid_inside() -> None:
+    net, _ = prepared(FLATTENED["hidden layers"])
+    made = plan(net, image_size=SIZE)
+    picture = pictures_of(SIZE + 40, dtype=torch.float64)
+    with torch.no_grad():
+        valid, same = made.apply()(picture), made.apply(padding="same")(picture)
+    cells = valid.shape[-1]
+    assert same.shape[-1] == cells + 5 + 1  # an even kernel of 6 is padded by 3 on both sides
+    torch.testing.assert_close(same[..., 3 : 3 + cells, 3 : 3 + cells], valid)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 2), (2, 5)])
+def test_a_linear_layer_on_a_map_is_the_convolution_that_covers_it(rows: int, columns: int) -> None:
+    linear = nn.Linear(4 * rows * columns, 7).double()
+    x = torch.randn(3, 4, rows, columns, dtype=torch.float64)
+    torch.testing.assert_close(as_convolution(linear, (rows, columns))(x)[..., 0, 0], linear(x.flatten(1)))
+
+
+# Taps
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "googlenet", "densenet121"])
+def test_all_that_is_coarser_passes_through_a_tap(name: str) -> None:
+    net = BACKBONES[name].classifier().eval()
+    made = plan(net)
+    dense = made.apply(padding="same", verify=False)
+    taps = find_taps(dense, made.scores, locate(dense))
+    assert list(taps) == [s for s in (2, 4, 8, 16, 32) if s <= made.stride]
+    assert taps[made.stride] == made.scores
+    for tap in list(taps.values())[:-1]:
+
+        class Fixed(torch.fx.Interpreter):
+            def run_node(self, n: torch.fx.Node, at: str = tap) -> object:
+                result = super().run_node(n)
+                return torch.ones_like(result) if n.name == at else result
+
+        trunk_only = cut(copy.deepcopy(dense), [tap, made.scores])
+        with torch.no_grad():
+            a, b = (Fixed(trunk_only).run(picture[None])[1] for picture in pictures_of(64))
+        assert torch.equal(a, b), f"something reaches the scores past {tap}"
+
+
+def test_a_cut_net_holds_no_layers_that_it_does_not_run() -> None:
+    made = plan(BACKBONES["resnet18"].classifier())
+    trunk_only = cut(made.apply(verify=False), ["layer2_1_relu_1"])
+    assert not [name for name in trunk_only.state_dict() if name.startswith(("layer3", "layer4", "fc"))]
+    (maps,) = trunk_only(torch.zeros(1, 3, 64, 64))
+    assert maps.shape == (1, 128, 8, 8)
+
+
+# Weights from anywhere
+
+
+def test_transplant_reshapes_linear_weights_into_their_convolutions() -> None:
+    net, _ = prepared(FLATTENED["hidden layers"])
+    dense = plan(net, image_size=SIZE).apply()
+    source = {k: torch.rand_like(v) for k, v in net.state_dict().items() if v.is_floating_point()}
+    done = transplant(source, dense)
+    assert set(done.used) == set(source)
+    assert set(done.reshaped) == {"2.weight", "6.weight"}
+    assert (done.missing, done.unexpected) == ((), ())
+    net.load_state_dict(source, strict=False)
+    picture = pictures_of(SIZE, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(dense.eval()(picture)[..., 0, 0], net.eval()(picture))
+
+
+def test_transplant_tells_what_fits_by_name_only() -> None:
+    target = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1))
+    kept = target[1].weight.detach().clone()
+    done = transplant(
+        {
+            "0.weight": torch.ones(4, 3, 1, 1),
+            "0.bias": torch.ones(4),
+            "1.weight": torch.ones(21, 4, 1, 1),
+            "fc": torch.ones(2),
+        },
+        target,
+    )
+    assert done.used == ("0.weight", "0.bias")
+    assert done.missing == ("1.weight", "1.bias")
+    assert done.unexpected == ("1.weight", "fc")
+    assert torch.equal(target[1].weight, kept)
+    assert bool((target[0].weight == 1).all())
+    assert str(done) == (
+        "2 tensors taken over (0 of them reshaped), 2 of the model's left as they were, 2 of the source's unused"
+    )
+
+
+def test_transplant_renames_and_leaves_out() -> None:
+    target = nn.Sequential(nn.Conv2d(1, 1, 1))
+    names = {"conv1_1.weight": "0.weight", "conv1_1.bias": "0.bias"}
+    source = {
+        "conv1_1.weight": torch.full((1, 1, 1, 1), 5.0),
+        "conv1_1.bias": torch.full((1, 1, 1, 1), 6.0),
+        "x": torch.ones(1),
+    }
+    done = transplant(source, target, rename=names.get)
+    assert done.used == ("0.weight", "0.bias")
+    assert done.unexpected == ("x",)
+    assert (target[0].weight.item(), target[0].bias.item()) == (5.0, 6.0)
+
+
+def test_transplant_takes_no_tensor_whose_entries_only_happen_to_be_as_many() -> None:
+    target = nn.Conv2d(6, 4, 1, bias=False)
+    assert transplant({"weight": torch.ones(6, 4, 1, 1)}, target).unexpected == ("weight",)
+    assert transplant({"weight": torch.ones(24)}, target).unexpected == ("weight",)
+    assert transplant({"weight": torch.ones(4, 6)}, target).reshaped == ("weight",)
+
+
+def test_tracing_leaves_the_training_flags_as_they_were() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout())
+    net.train()
+    net[0].eval()
+    trace(net)
+    assert [m.training for m in net.modules()] == [True, False, True]
