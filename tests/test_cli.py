@@ -301,6 +301,7 @@ def test_train_refuses_what_cannot_be_in_one_line(
 
 def test_train_does_not_write_over_a_run(run: Run, data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{}")
+    (tmp_path / "fcn8s" / "last").mkdir(parents=True)
     code, _, err = run("train", data, "--out", tmp_path)
     assert code == 2
     assert err == f"fullyconv: error: {tmp_path}: holds a run; add --resume to go on with it, or name another --out\n"

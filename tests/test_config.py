@@ -52,6 +52,13 @@ def test_an_impossible_setting_is_refused_with_what_is_allowed(fit: dict[str, An
         Recipe.parse({"stages": [stage(**fit)]})
 
 
+def test_a_setting_of_several_types_is_named_without_them() -> None:
+    wrong = stage() | {"data": {"root": "x", "crop": ["a", 5]}}
+    with pytest.raises(ConfigError) as caught:
+        Recipe.parse({"stages": [wrong]})
+    assert caught.value.where == "stages.0.data.crop"
+
+
 def test_settings_cannot_be_changed_once_made() -> None:
     fit = FitConfig(steps=3)
     with pytest.raises(ValueError, match="frozen"):

@@ -167,16 +167,14 @@ def test_a_shifted_picture_shifts_the_offset_and_nothing_else(pixels: int) -> No
 
 
 @given(stride=st.sampled_from([1, 2, 4, 8, 16, 32]), half_offset=st.integers(-40, 80), pixel=st.integers(0, 300))
-def test_cells_reach_a_pixel_and_one_fewer_do_not(stride: int, half_offset: int, pixel: int) -> None:
+def test_a_pixel_lies_at_or_beyond_the_last_cell_counted_but_less_than_a_stride(
+    stride: int, half_offset: int, pixel: int
+) -> None:
     grid = Grid(Fraction(stride), Fraction(half_offset, 2))
-    cells = grid.cells_to_reach(pixel)
-
-    def last_pixel(n: int) -> Fraction:
-        """The last pixel within half a stride of the centre of cell n - 1: its block ends there."""
-        return grid.offset + grid.stride * (n - 1) + Fraction(grid.stride - 1, 2)
-
-    assert last_pixel(cells) >= pixel
-    assert cells == 1 or last_pixel(cells - 1) < pixel
+    cells = grid.cells_up_to(pixel)
+    last = grid.offset + grid.stride * (cells - 1)
+    assert pixel < last + stride
+    assert cells == 1 or last <= pixel
 
 
 # Errors

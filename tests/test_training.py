@@ -17,7 +17,7 @@ from fullyconv import alarms, checkpoint, fitting
 from fullyconv.building import build
 from fullyconv.config import Classes, DataConfig, FitConfig, Recipe
 from fullyconv.datasets import Sample, dataset
-from fullyconv.errors import ConfigError, DatasetError, TrainingError
+from fullyconv.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
 from fullyconv.fitting import Budget, State, fit
 from fullyconv.metrics import ConfusionMatrix
@@ -389,6 +389,14 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
         train(recipe(fit=settings(steps=1)), out=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"stages\.0\.fit\.steps differs from the run's own recipe\.json"):
         train(recipe(fit=settings(steps=2)), out=tmp_path / "run", resume=True)
+
+
+def test_a_start_that_failed_before_learning_leaves_no_run_in_the_way(tmp_path: Path) -> None:
+    missing = fcn(4, "tinyvgg", classes=11, weights=str(tmp_path / "none.pth"), context=0)
+    with pytest.raises(CheckpointError, match="no such file"):
+        train(recipe(model=missing, fit=settings(steps=1)), out=tmp_path / "run")
+    train(recipe(fit=settings(steps=1)), out=tmp_path / "run")
+    assert Recipe.read(tmp_path / "run" / "recipe.json").stages[0].model.weights is None
 
 
 def test_settings_that_name_what_is_not_there_are_refused() -> None:

@@ -1,85 +1,117 @@
-"""Files of tensors are read without running what is in them, and a wrong one is named."""
+"""Files of tensors: what is read, and what is refused before it can do harm."""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from fullyconv.backbones import TinyVGG, backbone
-from fullyconv.config import INPUTS
 from fullyconv.errors import CheckpointError
 from fullyconv.weights import read_metadata, read_weights, write_weights
 
-
-def test_safetensors_come_back_with_their_metadata(tmp_path: Path) -> None:
-    shared = torch.randn(4)
-    write_weights(tmp_path / "w.safetensors", {"a": shared, "b": shared, "c": torch.randn(2, 3).T}, {"k": "v"})
-    again = read_weights(tmp_path / "w.safetensors")
-    assert torch.equal(again["a"], shared)
-    assert torch.equal(again["b"], shared)
-    assert again["c"].shape == (3, 2)
-    assert read_metadata(tmp_path / "w.safetensors") == {"k": "v"}
+TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -1.0])}
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+def same(read: dict[str, torch.Tensor]) -> bool:
+    return set(read) == set(TENSORS) and all(torch.equal(read[k], v) for k, v in TENSORS.items())
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_the_forms_in_which_training_scripts_leave_state_dicts_are_read(tmp_path: Path, wrap: Any, prefix: str) -> None:
-    torch.save(wrap({prefix + "w": torch.ones(2)}), tmp_path / "w.pth")
-    assert list(read_weights(tmp_path / "w.pth")) == ["w"]
+def test_a_state_dict_is_found_where_training_scripts_leave_it(
+    tmp_path: Path, name: str, key: str | None, prefix: str
+) -> None:
+    state = {prefix + k: v for k, v in TENSORS.items()}
+    torch.save(state if key is None else {key: state, "epoch": 7, "args": "x"}, tmp_path / name)
+    assert same(read_weights(tmp_path / name))
+
+
+def test_what_is_written_is_read_again_with_its_metadata(tmp_path: Path) -> None:
+    write_weights(tmp_path / "w.safetensors", TENSORS, {"format": "1"})
+    assert same(read_weights(tmp_path / "w.safetensors"))
+    assert read_metadata(tmp_path / "w.safetensors") == {"format": "1"}
+
+
+def test_shared_and_strided_tensors_are_written_whole(tmp_path: Path) -> None:
+    base = torch.arange(12.0).view(3, 4)
+    write_weights(tmp_path / "w.safetensors", {"whole": base, "turned": base.T, "part": base[1:]}, {})
+    read = read_weights(tmp_path / "w.safetensors")
+    assert torch.equal(read["turned"], base.T)
+    assert torch.equal(read["part"], base[1:])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are a matter of POSIX")
+def test_a_written_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_weights(tmp_path / "w.safetensors", TENSORS, {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == 0o644
 
 
 class Evil:
-    def __reduce__(self) -> Any:
-        return os.system, ("echo this must not run > /dev/null",)
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
 
 
-def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
-    torch.save({"w": Evil()}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="could run code"):
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": TENSORS, "hook": Evil(tmp_path / "ran")}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="holds more than tensors, and reading the rest could run code") as caught:
         read_weights(tmp_path / "w.pth")
-
-
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.bin"])
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 100, b"PK\x03\x04" + b"\0" * 50])
-def test_a_file_of_something_else_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=name) as caught:
-        read_weights(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such file"):
-        read_weights(tmp_path / "none.pth")
-    (tmp_path / "w.h5").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"\.safetensors or \.pth"):
-        read_weights(tmp_path / "w.h5")
+def test_a_whole_pickled_net_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match="save the state_dict alone"):
+        read_weights(tmp_path / "net.pth")
 
 
-def test_a_state_dict_without_tensors_is_refused(tmp_path: Path) -> None:
-    torch.save({"epoch": 3}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="without tensors"):
-        read_weights(tmp_path / "w.pth")
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("keep", [0, 5, 60, -20])
+def test_a_truncated_file_is_refused_with_its_path(tmp_path: Path, name: str, keep: int) -> None:
+    path = tmp_path / name
+    torch.save(TENSORS, path) if path.suffix == ".pth" else write_weights(path, TENSORS, {})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=rf"{name}: (not a (whole|file)|holds)") as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_classifier_of_other_classes_still_gives_its_trunk(tmp_path: Path) -> None:
-    classifier = TinyVGG(classes=77)
-    write_weights(tmp_path / "w.safetensors", classifier.state_dict(), {})
-    trunk = backbone("tinyvgg", weights=str(tmp_path / "w.safetensors"), input=INPUTS["unit"])
-    assert torch.equal(
-        trunk.net.get_parameter("classifier.0.weight").flatten(), classifier.classifier[0].weight.flatten()
-    )
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("w.pth", {"epoch": 3}, "holds dict without tensors; expected a state dict"),
+        ("w.pth", [torch.ones(2)], "holds list without tensors; expected a state dict"),
+        ("w.h5", b"x", "cannot tell what it holds; expected a name ending in .safetensors or .pth"),
+        ("w.safetensors", b"\xff" * 20, "not a whole .safetensors file"),
+        ("w.pth", b"not a pickle", "not a file of PyTorch weights|holds more than tensors"),
+    ],
+)
+def test_what_holds_no_weights_is_refused(tmp_path: Path, name: str, data: object, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data) if isinstance(data, bytes) else torch.save(data, path)
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(path)
 
 
-def test_weights_of_another_net_are_refused_with_names(tmp_path: Path) -> None:
-    write_weights(tmp_path / "w.safetensors", {"stem.weight": torch.zeros(3)}, {})
-    with pytest.raises(
-        CheckpointError, match=r"fits 0 of the backbone's \d+ tensors; missing features.0.weight"
-    ) as caught:
-        backbone("tinyvgg", weights=str(tmp_path / "w.safetensors"))
-    assert "stem.weight" in str(caught.value)
-    assert caught.value.unexpected == ("stem.weight",)
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere.pth: no such file; expected weights \(.safetensors or .pth\)"):
+        read_weights(tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0[]", b"\x03\0\0\0\0\0\0\0{{{"])
+def test_a_damaged_header_has_no_metadata(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"not a whole \.safetensors file"):
+        read_metadata(tmp_path / "w.safetensors")

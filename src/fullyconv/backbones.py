@@ -68,7 +68,7 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         maps = self.net(image)
-        return dict(zip(self.taps, maps.values() if isinstance(maps, dict) else maps, strict=True))
+        return dict(zip(self.taps, maps, strict=True))
 
     def extra_repr(self) -> str:
         return "\n".join(f"{name}: {tap.channels} channels, {tap.grid}" for name, tap in self.taps.items())
@@ -306,20 +306,26 @@ def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int) -
     # Of several maps of one stride the last, which is the deepest, has the plain name.
     names = [f"{label}_{i}" if label in plain[i + 1 :] else label for i, label in enumerate(plain)]
     taps = {label: _measure(label, out, size) for label, out in zip(names, outputs, strict=True)}
+    if not _runs(net, channels, size + coarsest):
+        raise SurgeryError(
+            f"{name}: it runs on pictures of {size}x{size} but not on larger ones, as nets with attention over a fixed "
+            "number of positions; expected a net for any size"
+        )
     return Backbone(_Maps(net), taps, input=input, minimum=_smallest(net, channels, taps))
 
 
 def _smallest(net: nn.Module, channels: int, taps: Mapping[str, Tap]) -> int:
     """The smallest multiple of the coarsest stride at which a net runs, found by trying (nothing is computed)."""
     stride = math.ceil(max(tap.grid.stride for tap in taps.values()))
-    for side in range(stride, 8 * stride, stride):
-        try:
-            outputs = locate_outputs(net, channels=channels, size=(side, side))
-        except SurgeryError:
-            continue
-        if all(min(out.shape[2:]) >= 1 for out in outputs):
-            return side
-    return 8 * stride
+    return next((side for side in range(stride, 8 * stride, stride) if _runs(net, channels, side)), 8 * stride)
+
+
+def _runs(net: nn.Module, channels: int, side: int) -> bool:
+    try:
+        outputs = locate_outputs(net, channels=channels, size=(side, side))
+    except SurgeryError:
+        return False
+    return all(min(out.shape) >= 1 for out in outputs)
 
 
 class _Maps(nn.Module):
@@ -327,9 +333,9 @@ class _Maps(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, image: Tensor) -> tuple[Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps = self.net(image)
-        return (maps,) if isinstance(maps, Tensor) else tuple(maps)
+        return (maps,) if isinstance(maps, Tensor) else tuple(maps.values() if isinstance(maps, dict) else maps)
 
 
 def _from_object(net: nn.Module, input: InputConfig, image_size: int) -> Backbone:

@@ -157,13 +157,14 @@ def train(
     from fullyconv.config import Recipe
     from fullyconv.display import TrainingDisplay
     from fullyconv.flags import adjusted, recipe_of
+    from fullyconv.runs import holds_run
     from fullyconv.training import train
 
     given = {name for name in context.params if _is_given(context, name)}
     asked = f"runs/{Path(data or '').name or dataset}-{model}-{backbone}" if recipe is None else f"runs/{recipe.stem}"
     folder = out or Path(asked.replace("timm/", ""))
     there = folder / "recipe.json"
-    if there.exists() and not resume:
+    if holds_run(folder) and not resume:
         raise ConfigError(f"{folder}: holds a run; add --resume to go on with it, or name another --out", where="out")
     if recipe is None and resume and data is None:
         recipe = there
@@ -295,29 +296,23 @@ def evaluate(
     from rich.console import Console
 
     from fullyconv import checkpoint, datasets, evaluation
-    from fullyconv.devices import pick_device
     from fullyconv.display import counting, scores_table
     from fullyconv.flags import strategy_of
 
     net = checkpoint.load(model)
     pictures = datasets.dataset(dataset, data, split=split)
+    chosen = strategy_of(strategy, tile)
     with counting("scoring", len(pictures)) as progress:
         matrices = evaluation.evaluate(
             net,
             pictures,
-            strategy=strategy_of(strategy, tile),
+            strategy=chosen,
             device=device,
             precision=precision,
             on_progress=lambda done, total: progress.update(progress.task_ids[0], completed=done, total=total),
         )
-    protocol = {
-        "data": {"name": pictures.name, "root": data, "split": split, "pictures": len(pictures)},
-        "model": str(model),
-        "strategy": strategy if tile is None else f"{strategy}, tile {tile}",
-        "device": str(pick_device(device)),
-        "precision": precision,
-    }
-    results = evaluation.results(matrices, protocol=protocol)
+    said = evaluation.protocol(pictures, strategy=chosen, device=device, precision=precision)
+    results = evaluation.results(matrices, protocol={"model": str(model), "data": data, **said})
     if str(json) != "-":
         console = Console()
         for head, matrix in matrices.items():

@@ -39,7 +39,10 @@ class Config(BaseModel):
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            # Where a setting may be of several types, pydantic goes on with the name of the type it tried.
+            parts = [str(part) for part in first["loc"]]
+            typed = next((i for i, part in enumerate(parts) if "[" in part), len(parts))
+            where = ".".join(parts[:typed])
             message = first["msg"].removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
                 message = "no such setting"

@@ -3,8 +3,8 @@
 A score map is 1/s of the picture's height and width, so upsampled whole it would be s squared times as large, only to
 be reduced to one label or one loss a pixel. Fixed upsampling is linear and separable, ``A_h X A_w^T``, so any block of
 pixels is two products of small matrices with the few cells that it lies on. Here pixels are made block by block, small
-enough for the cache, and are gone before the next: three to eight times as fast as the plain way, in the memory of a
-few blocks and of a score map as wide as they are (``benchmarks/dense_tail.py``).
+enough for the cache, and are gone before the next: faster than the plain way, the more so the more classes, in the
+memory of a few blocks and of a score map as wide as they are (``benchmarks/dense_tail.py``).
 
 The sums are the plain ones in another order, so results agree to rounding. Scores are upsampled in float32 at least,
 whatever autocast says. A NaN spoils the block it is in. Where upsampling is learned it is no such product, and one
@@ -265,7 +265,7 @@ def _each(strips: Sequence[_Strip], compute: Callable[[_Strip], Result]) -> list
 
     On the CPU the strips are shared out among threads, in each of which torch is serial: so the threads wait for each
     other once, not after every small operation, which is several times as fast and, where other processes want the
-    cores too (readers of pictures), a hundred times.
+    cores too (readers of pictures), tens of times.
     """
     device = strips[0].shares.device
 

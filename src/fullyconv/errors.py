@@ -5,7 +5,7 @@
      + AlignmentError    two grids do not lie a whole number of cells apart                  .grids
      + ConfigError       a setting is unknown, of the wrong type, or at odds with another    .where
         - UnknownName    a name that no table holds                                          .kind .name .near
-     + CheckpointError   a model folder or weight file does not fit                          .missing .unexpected .reshaped
+     + CheckpointError   a model folder or weight file does not fit              .missing .unexpected .reshaped
      + DatasetError      a folder of pictures is not what it should be                       .findings
      + ImageError        a file is no picture, or no label map, that can be used             .path
      + TrainingError     training cannot go on                                               .step

@@ -105,12 +105,9 @@ class Grid:
             )
         return int(cells)
 
-    def cells_to_reach(self, pixel: int | Fraction) -> int:
-        """The smallest number of cells whose last block of ``stride`` pixels reaches ``pixel``; at least 1.
-
-        Cell ``i`` answers for the pixels within half a stride of its centre.
-        """
-        return max(1, math.ceil((pixel - self.offset - self.stride / 2 + Fraction(1, 2)) / self.stride) + 1)
+    def cells_up_to(self, pixel: int | Fraction) -> int:
+        """How many cells are centred up to this pixel, at least 1. Less than a stride lies beyond the last."""
+        return max(1, math.floor((pixel - self.offset) / self.stride) + 1)
 
     def __str__(self) -> str:
         return f"(stride {float(self.stride):g}, offset {float(self.offset):g}, field {float(self.field):g})"

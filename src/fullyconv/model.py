@@ -243,7 +243,7 @@ class FCN(nn.Module):
         return Frame(self._front, self._front, right, bottom)
 
     def _end(self, pixels: int) -> int:
-        cells = self._coarse.grid.shift(self._front).cells_to_reach(pixels - 1)
+        cells = self._coarse.grid.shift(self._front).cells_up_to(pixels - 1)
         needed = max(self._front + pixels, self.backbone.minimum)
         blocks = max(cells - self._coarse.surplus, -(-needed // self.stride))
         return blocks * self.stride - self._front - pixels

@@ -213,9 +213,8 @@ def heat_map(matrix: ConfusionMatrix) -> str:
     names, count = matrix.classes, len(matrix.classes)
     shares = np.nan_to_num(matrix.counts / np.maximum(matrix.pixels, 1)[:, None])
     cell = max(9, min(34, 620 // count))
-    letters = min(max(map(len, names)), 22)
-    left = top = int(letters * 6.6) + 12
     side, text = count * cell, min(13, max(8, cell - 2))
+    left = top = int(min(max(map(len, names)), 22) * text * 0.65) + 12  # room for the longest name
     parts = []
     for row in range(count):
         for column in np.flatnonzero((shares[row] >= 0.005) | (np.arange(count) == row)):

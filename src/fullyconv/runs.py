@@ -52,7 +52,7 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
         self.folder = folder
         path = folder / "recipe.json"
-        self.resumed = path.exists()
+        self.resumed = holds_run(folder)
         if self.resumed and not resume:
             raise ConfigError(f"{folder}: holds a run; resume it, or choose another folder", where="out")
         if self.resumed:
@@ -129,6 +129,14 @@ class Run:
         for board in self._boards.values():
             board.close()
         self._boards.clear()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is a run to go on with, or to lose: a recipe, and something that was learnt by it.
+
+    A start that failed before, for want of weights say, leaves no run.
+    """
+    return (folder / "recipe.json").exists() and any((*folder.glob("*/resume"), *folder.glob("*/last")))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

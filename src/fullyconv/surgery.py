@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Pool = Literal["keep", "drop"]
 Padding = Literal["valid", "same"]
+EXPECTED = "expected convolutions and pools up to one flatten or global pool"
 Kind = Literal["convolution", "average pool", "maximum pool", "remove", "norm", "axis"]
 
 
@@ -235,6 +236,7 @@ class _Planner:
         after = self._walk_down(flattens)
         order = {node: i for i, node in enumerate(self.nodes)}
         features = max(tops, key=lambda node: order[node])
+        self._refuse_attention(self.nodes[: order[features]])
         exact = not (self.dropped and self._nonlinear_behind(tops))
         edits = tuple(self.edits[node] for node in self.nodes if node in self.edits)
         scores = self._skip_removed(self._last_layer_input(features, after, flattens[0]))
@@ -359,26 +361,32 @@ class _Planner:
         _, _, rows, columns = self._shape(self._source(flatten))
         return (rows, columns)
 
-    def _why_no_flatten(self) -> str:
-        name = type(self.net).__name__
-        expected = "expected convolutions and pools up to one flatten or global pool"
-        for node in self.nodes:
+    def _refuse_attention(self, nodes: Sequence[torch.fx.Node]) -> None:
+        """Raise if some map on the way loses its place on the picture, even where another beside it keeps its own.
+
+        A pool inside a block loses it too, but leaves one cell, which says nothing about where.
+        """
+        for node in nodes:
             entry = self.located.get(node.name)
             lost = entry.where if entry is not None and isinstance(entry.where, Lost) else None
-            # A pool inside a block loses position too, but the map beside it lives on; attention and the like do not.
             if entry is None or lost is None or len(entry.shape) < 3 or lost.reason == WHOLE_PICTURE:
                 continue
-            return (
-                f"{name} is not convolutional up to its classifier: at '{_place(node)}' {lost.reason}, so cells beyond "
-                f"lie nowhere on the picture (as in vision transformers); {expected}"
+            raise SurgeryError(
+                f"{type(self.net).__name__} is not convolutional up to its classifier: at '{_place(node)}' "
+                f"{lost.reason}, so cells beyond lie nowhere on the picture (as in vision transformers); {EXPECTED}",
+                path=_place(node),
             )
+
+    def _why_no_flatten(self) -> str:
+        self._refuse_attention(self.nodes)
+        name = type(self.net).__name__
         last = next(node for node in reversed(self.nodes) if self._positioned(node) and node.op != "output")
         reader = next(iter(last.users))
         if reader.op == "output":
             return f"{name} ends in a map and is fully convolutional already; take it as it is"
         return (
             f"{name} has no point where a map becomes a vector of class scores: the last map is '{_place(last)}', and "
-            f"what '{_place(reader)}' ({self._describe(reader)}) makes of it is not understood; {expected}"
+            f"what '{_place(reader)}' ({self._describe(reader)}) makes of it is not understood; {EXPECTED}"
         )
 
     # The walks

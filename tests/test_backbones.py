@@ -1,0 +1,376 @@
+"""Backbones: every name gives maps that lie where it says; whatever is not convolutional is refused with the reason."""
+
+from __future__ import annotations
+
+import urllib.error
+import warnings
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from fullyconv import backbones
+from fullyconv.backbones import BACKBONES, Backbone, Spec, backbone, describe
+from fullyconv.config import INPUTS, InputConfig
+from fullyconv.errors import CheckpointError, ConfigError, SurgeryError, UnknownName
+from fullyconv.geometry import Grid
+from fullyconv.model import Preprocess
+from fullyconv.surgery import plan
+from fullyconv.weights import read_weights
+
+
+def maps_at(made: Backbone, height: int, width: int) -> dict[str, Tensor]:
+    """On the meta device nothing is computed, but every shape is."""
+    channels = len(made.input.mean)
+    return made.eval()(torch.zeros(1, channels, height, width, device=next(made.parameters()).device))
+
+
+# Every entry of the table
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_taps_are_as_large_as_they_say(name: str) -> None:
+    made = describe(name)
+    strides = [tap.grid.stride for tap in made.taps.values()]
+    assert strides == sorted(strides)
+    assert len(strides) >= 3
+    coarsest = int(strides[-1])
+    assert coarsest in (16, 32)
+    least = -(-made.minimum // coarsest) * coarsest
+    for height, width in ((least, least + 3 * coarsest), (10 * coarsest, 7 * coarsest)):
+        maps = maps_at(made, height, width)
+        for tap_name, tap in made.taps.items():
+            cells = (height / tap.grid.stride + tap.surplus, width / tap.grid.stride + tap.surplus)
+            assert tuple(maps[tap_name].shape) == (1, tap.channels, *cells)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "googlenet", "squeezenet1_0", "squeezenet1_1", "resnet18", "vgg16"])
+def test_every_map_inside_has_a_cell_from_the_minimum_on(name: str) -> None:
+    made = describe(name)
+    assert min(min(m.shape) for m in maps_at(made, made.minimum, made.minimum).values()) > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tinyvgg", "alexnet", "squeezenet1_0", "googlenet", "resnet18", "mobilenet_v2", "timm/tf_efficientnet_lite0"],
+)
+def test_cells_depend_on_exactly_the_pixels_of_their_field(name: str) -> None:
+    made = backbone(name).double().eval()
+    coarsest = max(int(tap.grid.stride) for tap in made.taps.values())
+    widest = max(int(tap.grid.field) for tap in made.taps.values())
+    height = -(-(widest + 4 * coarsest) // coarsest) * coarsest
+    for label, tap in made.taps.items():
+        grid = tap.grid
+        cell = int((height / 2 - grid.offset) / grid.stride)
+        first = int(grid.offset + grid.stride * cell - (grid.field - 1) / 2)
+        last = int(first + grid.field - 1)
+        assert 0 < first < last < height - 1
+        rows = [first - 1, first, last, last + 1]
+        pictures = torch.rand(4, 3, height, max(64, made.minimum), dtype=torch.float64)
+        for picture, row in zip(pictures, rows, strict=True):
+            picture[:, row] = torch.nan
+        with torch.no_grad():
+            reached = made(pictures)[label][:, :, cell].isnan().flatten(1).any(1)
+        assert reached.tolist() == [False, True, True, False], label
+
+
+def test_the_papers_receptive_fields_are_measured_from_torchvisions_nets() -> None:
+    assert describe("alexnet").taps["fc7"].grid.field == 355
+    assert describe("vgg16").taps["fc7"].grid.field == 404
+    # torchvision's GoogLeNet has 3x3 kernels where the paper has 5x5, so this is not the paper's 907.
+    assert describe("googlenet").taps["stride32"].grid.conv(7).field == 571
+
+
+def test_vgg16_has_the_papers_taps() -> None:
+    taps = describe("vgg16").taps
+    assert {name: tap.channels for name, tap in taps.items()} == {
+        "pool1": 64, "pool2": 128, "pool3": 256, "pool4": 512, "fc7": 4096,
+    }  # fmt: skip
+    assert taps["pool3"].grid == Grid(Fraction(8), Fraction(7, 2), Fraction(44))
+
+
+def test_a_description_costs_no_memory_and_is_made_once() -> None:
+    made = describe("vgg19")
+    assert all(p.is_meta for p in made.parameters())
+    assert describe("vgg19") is made
+
+
+def test_weights_arrive_where_the_classifier_had_them() -> None:
+    net = BACKBONES["resnet18"].classifier().eval()
+    made = backbone(net)
+    picture = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        x = net.maxpool(net.relu(net.bn1(net.conv1(picture))))
+        x = net.layer2(net.layer1(x))
+        assert torch.equal(made.eval()(picture)["stride8"], x)
+
+
+# Names
+
+
+def test_an_unknown_name_is_told_with_near_names() -> None:
+    with pytest.raises(UnknownName, match=r"no backbone 'vgg61'; did you mean .*'vgg16'"):
+        backbone("vgg61")
+    with pytest.raises(UnknownName, match="no timm model 'resnet81'; did you mean 'resnet"):
+        backbone("timm/resnet81")
+
+
+# Published weights
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fail)
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_url", fail)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["squeezenet1_1", "timm/regnetx_002"])
+def test_without_a_network_published_weights_are_refused_with_what_to_do(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"weights of {name} cannot be .*no route.*--weights FILE.*--weights none"
+    ) as e:
+        backbone(name, weights="default")
+    assert "\n" not in str(e.value)
+
+
+def test_a_net_without_published_weights_says_so() -> None:
+    with pytest.raises(ConfigError, match="no weights are published for tinyvgg; use --weights none or a file"):
+        backbone("tinyvgg", weights="default")
+
+
+def test_published_weights_are_used_under_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = BACKBONES["squeezenet1_1"].classifier().state_dict()
+    asked: list[tuple[str, Spec]] = []
+
+    def published(name: str, spec: Spec) -> Mapping[str, Tensor]:
+        asked.append((name, spec))
+        return state
+
+    monkeypatch.setattr(backbones, "_published", published)
+    made = backbone("squeezenet1_1", weights="default")
+    assert asked[0][0] == "squeezenet1_1"
+    assert all(torch.equal(value, state[key]) for key, value in made.net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(name for name, spec in BACKBONES.items() if spec.torchvision))
+def test_the_named_weights_exist_and_expect_imagenet_preprocessing(name: str) -> None:
+    spec = BACKBONES[name]
+    entry = torchvision.models.get_model_weights(spec.torchvision)[spec.weights]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transform = entry.transforms()
+    expected = INPUTS["imagenet"]
+    assert [255 * m for m in transform.mean] == pytest.approx(expected.mean)
+    assert [255 * s for s in transform.std] == pytest.approx(expected.std)
+    assert transform.crop_size == [spec.image_size]
+
+
+# Weights from files
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "timm/regnetx_002"])
+def test_a_classifiers_file_fills_the_backbone_whatever_its_classes(tmp_path: Path, name: str, suffix: str) -> None:
+    if name.startswith("timm/"):
+        net: nn.Module = timm.create_model(name.removeprefix("timm/"), num_classes=7)
+    else:
+        net = torchvision.models.get_model(name, num_classes=7)
+    state = {key: torch.rand_like(value) for key, value in net.state_dict().items() if value.is_floating_point()}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    made = backbone(name, weights=str(path))
+    sums = sorted(float(value.sum()) for value in state.values())
+    for key, value in made.net.state_dict().items():
+        if value.is_floating_point():
+            assert min(abs(float(value.sum()) - s) for s in sums) < 1e-3, key
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/regnetx_002"])
+def test_another_nets_file_is_refused_with_names(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "vgg.pth"
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    with pytest.raises(CheckpointError, match=r"fits 0 of the backbone's .* missing .* it has features\.0") as caught:
+        backbone(name, weights=str(path))
+    assert caught.value.unexpected == ("features.0.weight",)
+    assert any("weight" in key for key in caught.value.missing)
+
+
+def test_squeezenet_with_the_real_weights_sees_the_cat_and_where_it_is(shared: Path) -> None:
+    data = pytest.importorskip("skimage.data")
+    try:
+        cat = torch.from_numpy(data.chelsea()).permute(2, 0, 1)[None]
+    except (ModuleNotFoundError, OSError) as error:
+        pytest.skip(f"scikit-image has no picture of a cat here: {error}")
+    net = BACKBONES["squeezenet1_0"].classifier()
+    net.load_state_dict(read_weights(shared / "weights" / "squeezenet1_0_imagenet_caffe.safetensors"))
+    look = Preprocess(INPUTS["caffe"])
+    small = F.interpolate(cat.float(), size=(227, 227), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        scores = plan(net, image_size=227).apply().eval()(look(small))[0, :, 0, 0].softmax(0)
+        heat = plan(net, image_size=227, pool="drop").apply().eval()(look(cat))[0].softmax(0)[285]
+    assert int(scores.argmax()) == 285, "Egyptian cat"
+    assert float(scores[285]) > 0.6
+    grid = describe("squeezenet1_0").taps["stride16"].grid
+    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    y, x = grid.offset + grid.stride * row, grid.offset + grid.stride * column
+    assert 30 <= y <= 260
+    assert 90 <= x <= 370, "the head"
+    assert float(heat.max()) > 10 * float(heat[-2:, -4:].max()), "and not the floor in the corner"
+
+
+# Objects in the place of names
+
+
+class Maps(nn.Module):
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(channels, 4, 3, 2), nn.Conv2d(4, 6, 3, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        fine = self.a(x)
+        return {"fine": fine, "coarse": self.b(fine)}
+
+
+def test_a_net_of_maps_is_taken_as_it_is() -> None:
+    net = Maps()
+    made = backbone(net)
+    assert list(made.taps) == ["stride2", "stride4"]
+    assert made.taps["stride4"].grid == Grid().conv(3, 2).conv(3, 2)
+    assert made.taps["stride4"].surplus == -1
+    assert made.minimum == 8
+    assert made.plan is None
+    picture = torch.rand(1, 3, 40, 40)
+    assert torch.equal(made(picture)["stride4"], net(picture)["coarse"])
+
+
+def test_a_net_of_one_map_is_taken_as_it_is() -> None:
+    made = backbone(nn.Conv2d(3, 5, 4, 4))
+    assert {name: tap.channels for name, tap in made.taps.items()} == {"stride4": 5}
+    assert made(torch.rand(1, 3, 8, 12))["stride4"].shape == (1, 5, 2, 3)
+
+
+def test_a_classifier_object_goes_through_surgery_and_its_check() -> None:
+    made = backbone(torchvision.models.resnet18(num_classes=3))
+    assert list(made.taps) == ["stride2", "stride4", "stride8", "stride16", "stride32"]
+    assert made.plan is not None
+
+
+def test_a_backbone_is_a_backbone() -> None:
+    made = backbone("tinyvgg")
+    assert backbone(made) is made
+
+
+def test_a_net_of_one_channel_takes_a_preprocessing_of_one() -> None:
+    grey = InputConfig(mean=(128.0,), std=(64.0,))
+    assert backbone(Maps(1), input=grey).taps["stride2"].channels == 4
+    with pytest.raises(SurgeryError, match="does not run"):
+        backbone(Maps(1))
+
+
+def test_a_vision_transformer_is_refused_with_the_reason() -> None:
+    with torch.device("meta"):
+        net = torchvision.models.vit_b_16()
+    with pytest.raises(SurgeryError, match="not convolutional up to its classifier: at 'reshape'"):
+        backbone(net)
+
+
+def test_a_net_that_fits_one_size_is_refused() -> None:
+    class Fixed(nn.Module):
+        """Fails on any other size, as attention with a table of positions does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return x * (1 + x.mean(1).flatten(1).mul(torch.ones(56 * 56)).mean())
+
+    with pytest.raises(SurgeryError, match="Fixed: it runs on pictures of 224x224 but not on larger ones"):
+        backbone(Fixed())
+
+
+def test_a_layer_under_two_names_is_located_once_for_each() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+    net.append(net[0])
+    assert backbone(net, image_size=32).taps["stride1"].grid.field == 5
+
+
+# timm
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "offset"),
+    [
+        ("resnet10t", (2, 4, 8, 16, 32), 14),
+        ("mobilenetv3_small_050", (2, 4, 8, 16, 32), 0),
+        ("efficientnet_lite0", (2, 4, 8, 16, 32), 0),
+        ("tf_efficientnet_lite0", (2, 4, 8, 16, 32), 31),  # pads as TensorFlow does: at the far side alone
+        ("convnext_atto", (4, 8, 16, 32), 15.5),
+        ("regnetx_002", (2, 4, 8, 16, 32), 0),
+        ("hrnet_w18_small", (2, 4, 8, 16, 32), 0),
+        ("dla34", (2, 4, 8, 16, 32), 15),
+        ("res2net50_26w_4s", (2, 4, 8, 16, 32), 0),
+        ("ese_vovnet19b_dw", (2, 4, 8, 16, 32), 28),
+        ("darknet53", (1, 2, 4, 8, 16, 32), 0),
+        ("repvgg_a0", (2, 4, 8, 16, 32), 0),
+        ("ghostnet_100", (2, 4, 8, 16, 32), 0),
+        ("edgenext_xx_small", (4, 8, 16, 32), 15.5),
+    ],
+)
+def test_timm_nets_of_many_families_give_maps(name: str, strides: tuple[int, ...], offset: float) -> None:
+    with torch.device("meta"):
+        made = backbone(f"timm/{name}")
+    assert [tap.grid.stride for tap in made.taps.values()] == list(strides)
+    assert float(list(made.taps.values())[-1].grid.offset) == offset
+    maps = maps_at(made, 96, 160)
+    for label, tap in made.taps.items():
+        assert maps[label].shape[1:] == (tap.channels, 96 / tap.grid.stride, 160 / tap.grid.stride)
+
+
+def test_maps_that_a_net_adds_off_by_a_part_of_a_cell_are_told() -> None:
+    # A ResNet-D averages 2x2 cells beside a convolution of stride 2: half a cell of the finer map apart.
+    with torch.device("meta"):
+        taps = backbone("timm/resnet10t").taps
+    assert [int(tap.spread) for tap in taps.values()] == [0, 0, 2, 4, 8]
+    assert all(tap.spread == 0 for tap in describe("resnet18").taps.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vit_tiny_patch16_224", "a reshape takes the rows or columns of the map apart"),
+        ("swin_tiny_patch4_window7_224", "a reshape takes the rows or columns of the map apart"),
+        ("beit_base_patch16_224", "a reshape takes the rows or columns of the map apart"),
+        ("visformer_tiny", "a constant of a fixed size, such as a position embedding"),
+        ("coatnet_0_rw_224", "it runs on pictures of 224x224 but not on larger ones"),
+    ],
+)
+def test_timm_nets_with_attention_are_refused_with_the_reason(name: str, reason: str) -> None:
+    with torch.device("meta"), pytest.raises(SurgeryError, match=f"timm/{name}: .*{reason}") as caught:
+        backbone(f"timm/{name}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_timm_nets_preprocessing_is_its_own() -> None:
+    with torch.device("meta"):
+        assert backbone("timm/tf_efficientnet_lite0").input.mean == (127.5, 127.5, 127.5)
+        assert backbone("timm/regnetx_002").input.mean == pytest.approx(INPUTS["imagenet"].mean)
