@@ -595,7 +595,7 @@ def test_a_linear_layer_on_a_map_is_the_convolution_that_covers_it(rows: int, co
 # Taps
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "googlenet", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet50", "squeezenet1_1", "googlenet", "densenet121"])
 def test_all_that_is_coarser_passes_through_a_tap(name: str) -> None:
     net = BACKBONES[name].classifier().eval()
     made = plan(net)

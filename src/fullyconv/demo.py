@@ -5,6 +5,7 @@ Nothing is downloaded. Figures go into the run folder's ``report.html`` and ``re
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -141,7 +142,7 @@ def train_classifier(count: int, on_event: Callable[[Event], None]) -> tuple[Tin
             step += 1
             elapsed_s, share = time.monotonic() - started, step / steps
             rate, left_s = step * batch / elapsed_s, elapsed_s * (1 - share) / share
-            on_event(Step("classifier", step, steps, step * batch / count, float(loss), lr, rate, share, left_s))
+            on_event(Step("classifier", step, steps, step * batch / count, loss.item(), lr, rate, share, left_s))
         on_event(Said(f"classifier, epoch {epoch + 1} of {epochs}: {accuracy():.1%} of held-out pictures right"))
     right = accuracy()
     return net.cpu().eval(), right
@@ -291,7 +292,13 @@ def write_page(folder: Path, found: dict[str, Any], heat: Heat, odd: Compared, m
             *rows,
             table(
                 ["class", *scores],
-                [[name, *(float(per_class[stage][name]["iu"]) for stage in scores)] for name in names],
+                [
+                    [
+                        name,
+                        *(math.nan if (iu := per_class[stage][name]["iu"]) is None else float(iu) for stage in scores),
+                    ]
+                    for name in names
+                ],
             ),
         ),
         section(

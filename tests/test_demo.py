@@ -1,0 +1,51 @@
+"""The demo's parts do what its page says; its scores are `make demo`'s own business."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fullyconv import demo as story
+from fullyconv.backbones import TinyVGG
+from fullyconv.datasets.scenes import Scenes
+from fullyconv.events import Event, Step
+
+
+def test_the_story_is_told_whole_at_a_small_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(story, "HELD_OUT", Scenes(4, (96, 96), split="test"))
+    monkeypatch.setattr(story, "SCENES", "count=16 size=96x96")
+    monkeypatch.setattr(story, "ODD", (97, 131))
+    events: list[Event] = []
+    (tmp_path / "mine.txt").write_text("not the demo's")
+    found = story.demo(tmp_path, on_event=events.append, scale=0.03)
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(found))
+    assert set(found["mean_iu"]) == {"fcn32s", "fcn16s", "fcn8s"}
+    assert all(0 <= score <= 1 for score in found["mean_iu"].values())
+    assert found["tiled_equals_whole"]["differing_pixels"] == 0
+    assert {e.stage for e in events if isinstance(e, Step)} == {"classifier", "fcn32s", "fcn16s", "fcn8s"}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 6 + 2 + 4 * 5 + 2
+    assert "http" not in page.replace("http-equiv", "")
+    # A second one replaces what the first left, and nothing else.
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_the_heat_map_has_a_score_for_every_window() -> None:
+    torch.manual_seed(0)
+    heat = story.heat_map(TinyVGG(10).eval())
+    # 320 - 96 and 480 - 96 pixels in steps of 32.
+    assert heat.cells == (8, 13)
+    assert heat.probability.shape == (8, 13)
+    assert 0 <= heat.probability.min() <= heat.probability.max() <= 1
+
+
+def test_a_stretched_map_keeps_its_corners_at_the_middle_of_the_corner_windows() -> None:
+    scores = np.array([[0.0, 1.0], [2.0, 3.0]], np.float32)
+    laid = story.stretch(scores, (96 + 33, 96 + 65))
+    assert laid.shape == (129, 161)
+    assert laid[48, 48] == 0
+    assert laid[-49, -49] == 3
