@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fullyconv.errors import AlignmentError, SurgeryError
 from fullyconv.geometry import Grid
 from fullyconv.locate import Lost, Place, locate, locate_outputs, positions
-from fullyconv.surgery import trace
+from fullyconv.tracing import trace
 
 C = 2
 

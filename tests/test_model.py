@@ -17,7 +17,7 @@ from fullyconv.config import INPUTS, InputConfig
 from fullyconv.errors import AlignmentError, ConfigError, UnknownName
 from fullyconv.model import FCN, Preprocess, Skip
 from fullyconv.presets import fcn, fcn8s, fcn16s, fcn32s
-from fullyconv.surgery import transplant
+from fullyconv.transplant import transplant
 
 
 class Maps(nn.Module):

@@ -16,9 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fullyconv.backbones import BACKBONES
+from fullyconv.edits import as_convolution
 from fullyconv.errors import SurgeryError
 from fullyconv.locate import locate
-from fullyconv.surgery import Plan, as_convolution, convolutionalize, cut, find_taps, plan, trace, transplant
+from fullyconv.surgery import Plan, convolutionalize, plan
+from fullyconv.taps import cut, find_taps
+from fullyconv.tracing import trace
+from fullyconv.transplant import transplant
 
 Forward = Callable[["Net", Tensor], Tensor]
 
@@ -67,7 +71,7 @@ def relative_error(want: Tensor, got: Tensor) -> float:
 
 
 def assert_read_at_every_position(net: nn.Module, made: Plan, *, blocks: int = 3) -> None:
-    """Cell (i, j) of the dense net is the classifier on the crop that begins at (i, j) strides: true without padding."""
+    """Without padding, cell (i, j) of the dense net is the classifier on the crop that begins at (i, j) strides."""
     net = net.eval()
     dense = made.apply(verify=False).eval()
     size, stride = made.image_size, made.stride

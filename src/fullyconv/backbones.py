@@ -24,7 +24,9 @@ from fullyconv.errors import AlignmentError, CheckpointError, ConfigError, Surge
 from fullyconv.geometry import Grid
 from fullyconv.locate import Located, Lost, Place, locate, locate_outputs, positions
 from fullyconv.lookup import lookup
-from fullyconv.surgery import Plan, cut, find_taps, plan, transplant
+from fullyconv.surgery import Plan, plan
+from fullyconv.taps import cut, find_taps
+from fullyconv.transplant import transplant
 from fullyconv.weights import read_weights
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fullyconv.backbones import Backbone
+from fullyconv.edits import Edit
 from fullyconv.geometry import Grid, Pixels
 from fullyconv.model import FCN, Head
-from fullyconv.surgery import Edit
 from fullyconv.upsample import Upsample
 
 

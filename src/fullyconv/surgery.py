@@ -1,4 +1,4 @@
-"""Turns a classifier into a fully convolutional network, and moves weights between nets.
+"""Turns a classifier into a fully convolutional network.
 
 Surgery starts at the flatten, the point where a map becomes a vector, and walks: down, through the classifier's
 layers, each of which becomes its convolutional equal; up, through whatever works on a single cell, to the pool. It
@@ -11,92 +11,24 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.fx
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from fullyconv import postconditions
+from fullyconv.edits import Edit, Kind, Padding, perform
 from fullyconv.errors import SurgeryError
 from fullyconv.locate import WHOLE_PICTURE, Located, Lost, Place, locate, positions
+from fullyconv.tracing import place_of, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 Pool = Literal["keep", "drop"]
-Padding = Literal["valid", "same"]
 EXPECTED = "expected convolutions and pools up to one flatten or global pool"
-Kind = Literal["convolution", "average pool", "maximum pool", "remove", "norm", "axis"]
-
-
-class ChannelLayerNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, C, h, w), at every position by itself."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One change to the net.
-
-    Attributes:
-        path: module path, or node name where no module is concerned.
-        kind: what is done: a linear layer becomes a convolution; a pool reads every position (stride 1) or shrinks by
-            a fixed factor; a layer is removed; a norm or an axis is moved from vectors to maps.
-        before: the layer as it was.
-        after: the layer as it becomes; "" when removed.
-        why: the reason, for people.
-        node: name of the node in the graph; a module that is called twice has two.
-        kernel: of the convolution or the pool, (rows, columns).
-        stride: of the pool.
-    """
-
-    path: str
-    kind: Kind
-    before: str
-    after: str
-    why: str
-    node: str
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-
-
-def _reads_training(module: nn.Module) -> bool:
-    """Whether a childless module behaves differently in training, so that tracing through it would freeze it."""
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and "training" in code.co_names and next(module.children(), None) is None
-
-
-class _Tracer(torch.fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or _reads_training(m)
-
-
-def trace(net: nn.Module) -> torch.fx.GraphModule:
-    """The graph of a net in evaluation mode (auxiliary classifiers and other parts used only in training fall away).
-
-    The layers are the net's own, not copies.
-
-    Raises:
-        SurgeryError: its forward depends on the values in the picture, so that it has no one graph.
-    """
-    training = [m for m in net.modules() if m.training]
-    net.eval()
-    try:
-        graph = _Tracer().trace(net)
-        return torch.fx.GraphModule(net, graph)
-    except Exception as error:  # a user's forward may raise anything when it meets a proxy
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SurgeryError(
-            f"{type(net).__name__} cannot be traced: {line}; expected a forward without control flow that depends on "
-            "the picture. Split the net by hand and pass the part up to its last map as a backbone"
-        ) from error
-    finally:
-        for m in training:
-            m.training = True
 
 
 @dataclass(frozen=True)
@@ -151,13 +83,13 @@ class Plan:
         """
         dense = trace(copy.deepcopy(self.net))
         for edit in self.edits:
-            _perform(dense, edit, padding)
+            perform(dense, edit, padding)
         dense.graph.eliminate_dead_code()
         dense.delete_all_unused_submodules()
         dense.graph.lint()
         dense.recompile()
         if verify and padding == "valid":
-            _verify(self, dense)
+            postconditions.verify(self, dense)
             if not self.exact:
                 # Scores without the pool are others by design; with it, the other edits must give the classifier's.
                 plan(self.net, image_size=self.image_size, channels=self.channels).apply()
@@ -198,14 +130,6 @@ def plan(net: nn.Module, *, image_size: int = 224, pool: Pool = "keep", channels
     graph_module = trace(net)
     located = locate(graph_module, channels=channels, size=(image_size, image_size))
     return _Planner(net, graph_module, located, image_size, channels, pool).plan()
-
-
-def _place(node: torch.fx.Node) -> str:
-    """Where in the net a node is, for people: a module's path, or the module it is in and its own name."""
-    if node.op == "call_module":
-        return str(node.target)
-    around = list(node.meta.get("nn_module_stack", {}))
-    return f"{around[-1]}.{node.name}" if around else node.name
 
 
 class _Planner:
@@ -372,9 +296,9 @@ class _Planner:
             if entry is None or lost is None or len(entry.shape) < 3 or lost.reason == WHOLE_PICTURE:
                 continue
             raise SurgeryError(
-                f"{type(self.net).__name__} is not convolutional up to its classifier: at '{_place(node)}' "
+                f"{type(self.net).__name__} is not convolutional up to its classifier: at '{place_of(node)}' "
                 f"{lost.reason}, so cells beyond lie nowhere on the picture (as in vision transformers); {EXPECTED}",
-                path=_place(node),
+                path=place_of(node),
             )
 
     def _why_no_flatten(self) -> str:
@@ -385,8 +309,8 @@ class _Planner:
         if reader.op == "output":
             return f"{name} ends in a map and is fully convolutional already; take it as it is"
         return (
-            f"{name} has no point where a map becomes a vector of class scores: the last map is '{_place(last)}', and "
-            f"what '{_place(reader)}' ({self._describe(reader)}) makes of it is not understood; {EXPECTED}"
+            f"{name} has no point where a map becomes a vector of class scores: the last map is '{place_of(last)}', "
+            f"and what '{place_of(reader)}' ({self._describe(reader)}) makes of it is not understood; {EXPECTED}"
         )
 
     # The walks
@@ -417,9 +341,9 @@ class _Planner:
         tops = [top for source in node.all_input_nodes if self._reaches_map(source) for top in self._find_pools(source)]
         if not tops:
             raise SurgeryError(
-                f"'{_place(node)}' ({self._describe(node)}) stands between the pool and the classifier and has no "
+                f"'{place_of(node)}' ({self._describe(node)}) stands between the pool and the classifier and has no "
                 "convolutional equal",
-                path=_place(node),
+                path=place_of(node),
             )
         return tops
 
@@ -433,9 +357,9 @@ class _Planner:
             return source
         if h % rows or w % columns:
             raise SurgeryError(
-                f"'{_place(node)}' pools {h}x{w} cells to {rows}x{columns}, which no fixed pool does; expected "
+                f"'{place_of(node)}' pools {h}x{w} cells to {rows}x{columns}, which no fixed pool does; expected "
                 f"whole factors: give the image_size that the classifier was made for, not {self.size}",
-                path=_place(node),
+                path=place_of(node),
             )
         kernel = (h // rows, w // columns)
         single = (rows, columns) == (1, 1)
@@ -491,18 +415,18 @@ class _Planner:
                 self._edit_axis(node)
             elif isinstance(module, nn.GroupNorm):
                 raise SurgeryError(
-                    f"'{_place(node)}' ({self._describe(node)}) normalises a vector, and would mix the positions of "
+                    f"'{place_of(node)}' ({self._describe(node)}) normalises a vector, and would mix the positions of "
                     "a map; expected LayerNorm or BatchNorm1d there",
-                    path=_place(node),
+                    path=place_of(node),
                 )
             elif self._squeezes(node, sources[0]):
                 self._remove(node, "the map stays a map")
             elif self._describe(node) in {"cat", "concat"}:
                 if cells != (1, 1):
                     raise SurgeryError(
-                        f"'{_place(node)}' puts flattened maps of {cells[0]}x{cells[1]} cells one after the other, "
+                        f"'{place_of(node)}' puts flattened maps of {cells[0]}x{cells[1]} cells one after the other, "
                         "which no one convolution reads; expected single cells there",
-                        path=_place(node),
+                        path=place_of(node),
                     )
                 if node.kwargs.get("dim", node.args[-1]) != 1:
                     self._edit_axis(node)
@@ -518,8 +442,8 @@ class _Planner:
         before, after = self._shape(source), self._shape(node)
         if torch.Size(before).numel() != torch.Size(after).numel() or len(after) > 3:
             raise SurgeryError(
-                f"'{_place(node)}' reshapes vectors {before[1:]} to {after[1:]}, which has no convolutional equal",
-                path=_place(node),
+                f"'{place_of(node)}' reshapes vectors {before[1:]} to {after[1:]}, which has no convolutional equal",
+                path=place_of(node),
             )
         return True
 
@@ -564,7 +488,7 @@ class _Planner:
         offenders = [node for node in self.nodes if node in behind and self._shape(node) and not self._affine(node)]
         if offenders:
             self.notes.append(
-                f"'{_place(offenders[0])}' follows the dropped pool and is not linear, so the mean of the scores "
+                f"'{place_of(offenders[0])}' follows the dropped pool and is not linear, so the mean of the scores "
                 "differs from the classifier's"
             )
         return bool(offenders)
@@ -586,313 +510,3 @@ class _Planner:
             assert source is not None
             node = source
         return node
-
-
-def _perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
-    node = next(n for n in dense.graph.nodes if n.name == edit.node)
-    source = node.all_input_nodes[0]
-    if edit.kind == "remove":
-        node.replace_all_uses_with(source)
-        dense.graph.erase_node(node)
-        return
-    old = dense.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if edit.kind == "axis" and old is None:
-        node.update_arg(1, 1) if len(node.args) > 1 else node.update_kwarg("dim", 1)
-        return
-    new: nn.Module
-    if isinstance(old, nn.Linear):
-        new = as_convolution(old, edit.kernel, padding=padding)
-    elif edit.kind in ("average pool", "maximum pool"):
-        pool = nn.AvgPool2d if edit.kind == "average pool" else nn.MaxPool2d
-        same = (edit.kernel[0] // 2, edit.kernel[1] // 2) if padding == "same" and edit.stride == (1, 1) else 0
-        new = pool(edit.kernel, edit.stride, same)
-    elif isinstance(old, nn.BatchNorm1d | nn.LayerNorm):
-        new = _on_maps(old)
-    elif isinstance(old, nn.Softmax | nn.LogSoftmax):
-        new = type(old)(dim=1)
-    else:
-        return  # a layer that is called twice was changed at its first call
-    # Layers with weights keep their names; a pool may also be called where it is not to change.
-    keeps_name = old is not None and next(new.parameters(), None) is not None
-    path = str(node.target) if keeps_name else f"{node.name}_dense"
-    dense.add_submodule(path, new)
-    with dense.graph.inserting_after(node):
-        fresh = dense.graph.call_module(path, (source,))
-    node.replace_all_uses_with(fresh)
-    dense.graph.erase_node(node)
-    fresh.name = edit.node
-
-
-def as_convolution(linear: nn.Linear, kernel: tuple[int, int], *, padding: Padding = "valid") -> nn.Conv2d:
-    """The convolution that equals a linear layer on a flattened map of ``kernel`` cells (rows, columns).
-
-    The weight (out, C*h*w) becomes (out, C, h, w): the flattening order of both PyTorch and Caffe.
-    """
-    rows, columns = kernel
-    inputs = linear.in_features // (rows * columns)
-    weight = linear.weight.detach()
-    convolution = nn.Conv2d(
-        inputs,
-        linear.out_features,
-        kernel,
-        padding=(rows // 2, columns // 2) if padding == "same" else 0,
-        bias=linear.bias is not None,
-        device="meta",
-    )
-    convolution.weight = nn.Parameter(weight.reshape(linear.out_features, inputs, rows, columns))
-    if linear.bias is not None:
-        convolution.bias = nn.Parameter(linear.bias.detach())
-    return convolution
-
-
-def _on_maps(norm: nn.BatchNorm1d | nn.LayerNorm) -> nn.Module:
-    new: nn.Module
-    if isinstance(norm, nn.LayerNorm):
-        new = ChannelLayerNorm(norm.normalized_shape[0], norm.eps, norm.elementwise_affine, norm.bias is not None)
-    else:
-        new = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    new.load_state_dict(norm.state_dict(), assign=True)
-    return new
-
-
-def _pictures(channels: int, size: int, generator: torch.Generator) -> Tensor:
-    """Two pictures that differ at every scale: noise over coarse blobs, roughly of unit variance."""
-    blobs = F.interpolate(torch.randn(2, channels, 5, 5, generator=generator), size=(size, size), mode="bicubic")
-    return blobs + 0.5 * torch.randn(2, channels, size, size, generator=generator)
-
-
-class _Steps(torch.fx.Interpreter):
-    """Runs a graph node by node, and says at which it fails."""
-
-    def __init__(self, graph_module: torch.fx.GraphModule, *, keep: bool = False) -> None:
-        super().__init__(graph_module, garbage_collect_values=not keep)
-        self.extra_traceback = False
-
-    def run_node(self, n: torch.fx.Node) -> Any:
-        try:
-            return super().run_node(n)
-        except Exception as error:
-            place = _place(n)
-            line = str(error).strip().splitlines()[0]
-            raise SurgeryError(
-                f"'{place}' works on vectors in a way that has no convolutional equal: {line}", path=place
-            ) from error
-
-
-def _verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
-    """Both postconditions, on live activations."""
-    net = plan.net
-    parameter = next(iter(net.parameters()), torch.empty(0))
-    pictures = _pictures(plan.channels, plan.image_size, torch.Generator().manual_seed(0)).to(parameter)
-    training = [m for m in net.modules() if m.training]
-    net.eval()
-    dense.eval()
-    larger = plan.image_size + 2 * plan.stride
-    try:
-        with torch.no_grad():
-            want = _first(net(pictures))
-            grown = _first(_Steps(dense).run(pictures.new_zeros(1, plan.channels, larger, larger)))
-            if _too_alike(want):
-                # Untrained weights often let the signal die, and a dead net equals anything.
-                net = copy.deepcopy(net)
-                _revive(net, pictures)
-                want = _first(net(pictures))
-                dense = replace(plan, net=net).apply(verify=False)
-            got = _first(_Steps(dense).run(pictures))
-            if plan.exact:
-                _compare(plan, want, got, lambda: _parting(net, dense, pictures))
-    finally:
-        for m in training:
-            m.training = True
-    if grown.dim() != 4 or grown.shape[2] <= got.shape[2] or grown.shape[3] <= got.shape[3]:
-        raise SurgeryError(
-            f"a picture of {larger}x{larger} gives scores of shape {tuple(grown.shape)}; expected more cells than the "
-            f"{got.shape[-2]}x{got.shape[-1]} at {plan.image_size}: a layer still works on the whole picture"
-        )
-
-
-def _parting(net: nn.Module, dense: torch.fx.GraphModule, pictures: Tensor) -> str:
-    """Name of the first node whose value in the dense net is no longer the classifier's."""
-    runs = []
-    for graph_module in (trace(net), dense):
-        steps = _Steps(graph_module, keep=True)
-        steps.run(pictures)
-        runs.append({node.name: value for node, value in steps.env.items() if isinstance(value, Tensor)})
-    want, got = runs
-    for name in want:
-        if name in got:
-            one, other = want[name].ravel(), got[name].ravel()
-            if one.shape != other.shape or not torch.allclose(one, other, 1e-3, 1e-5):
-                return name
-    return "output"
-
-
-def _first(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    raise SurgeryError(f"the net returns {type(output).__name__} in evaluation mode; expected one tensor of scores")
-
-
-def _too_alike(scores: Tensor) -> bool:
-    spread = (scores[0] - scores[1]).abs().max()
-    return bool(spread <= 1e-3 * scores.abs().max()) or not bool(torch.isfinite(scores).all())
-
-
-def _revive(net: nn.Module, pictures: Tensor) -> None:
-    """Give every convolution and linear layer weights, and every norm statistics, that keep the signal alive."""
-    generator = torch.Generator().manual_seed(1)
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            fan_in = module.weight[0].numel()
-            noise = torch.randn(module.weight.shape, generator=generator).to(module.weight)
-            module.weight.copy_(noise * (2 / fan_in) ** 0.5)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
-            module.reset_parameters()
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    for module in norms:
-        module.train()
-        module.momentum = None
-    net(pictures)
-    for module in norms:
-        module.eval()
-
-
-def _compare(plan: Plan, want: Tensor, got: Tensor, parting: Callable[[], str]) -> None:
-    # A dropped pool leaves a map, whose mean is the classifier's score.
-    got = got.mean((2, 3)) if got.dim() == 4 else got
-    if got.shape != want.shape:
-        raise SurgeryError(
-            f"the dense net gives {tuple(got.shape)} at native size, expected {tuple(want.shape)}; they part at "
-            f"'{parting()}'"
-        )
-    if _too_alike(want):
-        raise SurgeryError(
-            "two different pictures get the same scores, so that nothing can be checked; expected live activations: "
-            "load trained weights first"
-        )
-    # Relative to what distinguishes pictures, not to a common offset that any net with the right bias would have.
-    error = float((got - want).abs().max() / (want[0] - want[1]).abs().max())
-    tolerance = 1e-5 if want.dtype == torch.float64 else 1e-4
-    if not error < tolerance:
-        raise SurgeryError(
-            f"at {plan.image_size}x{plan.image_size} the dense net differs from the classifier by {error:.1e} of the "
-            f"difference between two pictures, expected less than {tolerance:.0e}; they part at '{parting()}'"
-        )
-
-
-# Cutting a trunk out of a net
-
-
-def cut(dense: torch.fx.GraphModule, taps: Sequence[str]) -> torch.fx.GraphModule:
-    """The part of a traced net up to these nodes: image -> tuple of their maps. Works in place; unused layers go."""
-    nodes = {node.name: node for node in dense.graph.nodes}
-    output = next(node for node in dense.graph.nodes if node.op == "output")
-    output.args = (tuple(nodes[name] for name in taps),)
-    dense.graph.eliminate_dead_code()
-    dense.delete_all_unused_submodules()
-    dense.graph.lint()
-    dense.recompile()
-    return dense
-
-
-def find_taps(dense: torch.fx.GraphModule, coarsest: str, located: Mapping[str, Located]) -> dict[int, str]:
-    """For every stride up to the coarsest map's, the last node through which all that is coarser must pass.
-
-    Returns:
-        From stride in pixels (2 and more) to node name, coarsest last.
-
-    Raises:
-        SurgeryError: the coarsest map has no position, so that nothing can be placed on the picture.
-    """
-    nodes = {node.name: node for node in dense.graph.nodes}
-    goal = nodes[coarsest]
-    ancestors = {goal}
-    for node in reversed(dense.graph.nodes):
-        if any(user in ancestors for user in node.users):
-            ancestors.add(node)
-    order = [node for node in dense.graph.nodes if node in ancestors]
-    last_use = {
-        node: max((i for i, user in enumerate(order) if node in user.all_input_nodes), default=-1) for node in order
-    }
-    places = dict(positions(located))
-    if coarsest not in places:
-        where = located[coarsest].where if coarsest in located else None
-        reason = where.reason if isinstance(where, Lost) else "it does not come from the picture"
-        raise SurgeryError(f"the map '{coarsest}' lies nowhere on the picture: {reason}", path=coarsest)
-    taps: dict[int, str] = {}
-    alive: set[torch.fx.Node] = set()
-    for i, node in enumerate(order):
-        alive = {n for n in alive if last_use[n] > i} | {node}
-        place = places.get(node.name)
-        tensors = [n for n in alive if n.name in located and located[n.name].where is not None]
-        if place is None or (tensors != [node] and node is not goal):
-            continue
-        stride = place.grid.stride
-        if stride.denominator == 1 and stride >= 2:
-            taps[int(stride)] = node.name
-    taps[int(places[coarsest].grid.stride)] = coarsest
-    return dict(sorted(taps.items()))
-
-
-# Weights from anywhere
-
-
-@dataclass(frozen=True)
-class Transplant:
-    """What `transplant` did, by parameter name."""
-
-    used: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.used)} tensors taken over ({len(self.reshaped)} of them reshaped), {len(self.missing)} of the "
-            f"model's left as they were, {len(self.unexpected)} of the source's unused"
-        )
-
-
-def transplant(
-    source: Mapping[str, Tensor], target: nn.Module, *, rename: Callable[[str], str | None] = lambda name: name
-) -> Transplant:
-    """Copy tensors into a net by name: a classifier's, an earlier stage's, another file's.
-
-    A tensor whose shape differs but whose entries are as many is reshaped (a linear layer's weight into its
-    convolution's, as the authors' `surgery.transplant` does); one that does not fit is left, and told.
-
-    Args:
-        source: tensors by name.
-        target: changed in place.
-        rename: the target's name for a source's name; None to leave that tensor out.
-
-    Returns:
-        What was used, missing and unexpected, so that nothing stays uninitialised unnoticed.
-    """
-    own = target.state_dict()
-    used, reshaped, unexpected = [], [], []
-    with torch.no_grad():
-        for name, tensor in source.items():
-            goal = rename(name)
-            if goal is None or goal not in own or not _fits(tensor, own[goal]):
-                unexpected.append(name)
-                continue
-            if own[goal].shape != tensor.shape:
-                reshaped.append(goal)
-            own[goal].copy_(tensor.reshape(own[goal].shape))
-            used.append(goal)
-    taken = set(used)
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = tuple(name for name in own if name not in taken and name not in counters)
-    return Transplant(tuple(used), missing, tuple(unexpected), tuple(reshaped))
-
-
-def _fits(tensor: Tensor, goal: Tensor) -> bool:
-    """Whether a tensor has another's entries in the same order.
-
-    Every output's weights stay together, as from a linear layer (out, C*h*w) to its convolution (out, C, h, w), or
-    only axes of length 1 differ, as in Caffe's biases.
-    """
-    if tensor.numel() != goal.numel():
-        return False
-    return tensor.shape[:1] == goal.shape[:1] or [n for n in tensor.shape if n > 1] == [n for n in goal.shape if n > 1]

@@ -29,7 +29,7 @@ from fullyconv.model import FCN
 from fullyconv.report import score_each, write_report
 from fullyconv.runs import Run, command
 from fullyconv.sampling import INITIAL, View, evenly, mix
-from fullyconv.surgery import transplant
+from fullyconv.transplant import transplant
 
 __all__ = ["fit", "train"]
 

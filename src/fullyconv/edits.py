@@ -1,0 +1,113 @@
+"""The changes that surgery makes to a graph, as data, and how each is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.fx
+from torch import Tensor, nn
+
+Padding = Literal["valid", "same"]
+Kind = Literal["convolution", "average pool", "maximum pool", "remove", "norm", "axis"]
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, h, w), at every position by itself."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change to the net.
+
+    Attributes:
+        path: module path, or node name where no module is concerned.
+        kind: what is done: a linear layer becomes a convolution; a pool reads every position (stride 1) or shrinks by
+            a fixed factor; a layer is removed; a norm or an axis is moved from vectors to maps.
+        before: the layer as it was.
+        after: the layer as it becomes; "" when removed.
+        why: the reason, for people.
+        node: name of the node in the graph; a module that is called twice has two.
+        kernel: of the convolution or the pool, (rows, columns).
+        stride: of the pool.
+    """
+
+    path: str
+    kind: Kind
+    before: str
+    after: str
+    why: str
+    node: str
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+
+
+def perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
+    """Make one edit, in place."""
+    node = next(n for n in dense.graph.nodes if n.name == edit.node)
+    source = node.all_input_nodes[0]
+    if edit.kind == "remove":
+        node.replace_all_uses_with(source)
+        dense.graph.erase_node(node)
+        return
+    old = dense.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if edit.kind == "axis" and old is None:
+        node.update_arg(1, 1) if len(node.args) > 1 else node.update_kwarg("dim", 1)
+        return
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = as_convolution(old, edit.kernel, padding=padding)
+    elif edit.kind in ("average pool", "maximum pool"):
+        pool = nn.AvgPool2d if edit.kind == "average pool" else nn.MaxPool2d
+        same = (edit.kernel[0] // 2, edit.kernel[1] // 2) if padding == "same" and edit.stride == (1, 1) else 0
+        new = pool(edit.kernel, edit.stride, same)
+    elif isinstance(old, nn.BatchNorm1d | nn.LayerNorm):
+        new = _on_maps(old)
+    elif isinstance(old, nn.Softmax | nn.LogSoftmax):
+        new = type(old)(dim=1)
+    else:
+        return  # a layer that is called twice was changed at its first call
+    # Layers with weights keep their names; a pool may also be called where it is not to change.
+    keeps_name = old is not None and next(new.parameters(), None) is not None
+    path = str(node.target) if keeps_name else f"{node.name}_dense"
+    dense.add_submodule(path, new)
+    with dense.graph.inserting_after(node):
+        fresh = dense.graph.call_module(path, (source,))
+    node.replace_all_uses_with(fresh)
+    dense.graph.erase_node(node)
+    fresh.name = edit.node
+
+
+def as_convolution(linear: nn.Linear, kernel: tuple[int, int], *, padding: Padding = "valid") -> nn.Conv2d:
+    """The convolution that equals a linear layer on a flattened map of ``kernel`` cells (rows, columns).
+
+    The weight (out, C*h*w) becomes (out, C, h, w): the flattening order of both PyTorch and Caffe.
+    """
+    rows, columns = kernel
+    inputs = linear.in_features // (rows * columns)
+    weight = linear.weight.detach()
+    convolution = nn.Conv2d(
+        inputs,
+        linear.out_features,
+        kernel,
+        padding=(rows // 2, columns // 2) if padding == "same" else 0,
+        bias=linear.bias is not None,
+        device="meta",
+    )
+    convolution.weight = nn.Parameter(weight.reshape(linear.out_features, inputs, rows, columns))
+    if linear.bias is not None:
+        convolution.bias = nn.Parameter(linear.bias.detach())
+    return convolution
+
+
+def _on_maps(norm: nn.BatchNorm1d | nn.LayerNorm) -> nn.Module:
+    new: nn.Module
+    if isinstance(norm, nn.LayerNorm):
+        new = ChannelLayerNorm(norm.normalized_shape[0], norm.eps, norm.elementwise_affine, norm.bias is not None)
+    else:
+        new = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    new.load_state_dict(norm.state_dict(), assign=True)
+    return new

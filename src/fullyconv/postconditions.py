@@ -1,0 +1,150 @@
+"""Whether a dense net is what surgery promised: compared with the classifier, on live activations."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fullyconv.errors import SurgeryError
+from fullyconv.tracing import place_of, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fullyconv.surgery import Plan
+
+
+def _pictures(channels: int, size: int, generator: torch.Generator) -> Tensor:
+    """Two pictures that differ at every scale: noise over coarse blobs, roughly of unit variance."""
+    blobs = F.interpolate(torch.randn(2, channels, 5, 5, generator=generator), size=(size, size), mode="bicubic")
+    return blobs + 0.5 * torch.randn(2, channels, size, size, generator=generator)
+
+
+class _Steps(torch.fx.Interpreter):
+    """Runs a graph node by node, and says at which it fails."""
+
+    def __init__(self, graph_module: torch.fx.GraphModule, *, keep: bool = False) -> None:
+        super().__init__(graph_module, garbage_collect_values=not keep)
+        self.extra_traceback = False
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        try:
+            return super().run_node(n)
+        except Exception as error:
+            place = place_of(n)
+            line = str(error).strip().splitlines()[0]
+            raise SurgeryError(
+                f"'{place}' works on vectors in a way that has no convolutional equal: {line}", path=place
+            ) from error
+
+
+def verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
+    """Check both: at native size the dense net equals the classifier, on two pictures to which it gives different
+    scores; on a larger picture it has more cells.
+
+    Raises:
+        SurgeryError: one does not hold; names the node from which on the two differ.
+    """
+    net = plan.net
+    parameter = next(iter(net.parameters()), torch.empty(0))
+    pictures = _pictures(plan.channels, plan.image_size, torch.Generator().manual_seed(0)).to(parameter)
+    training = [m for m in net.modules() if m.training]
+    net.eval()
+    dense.eval()
+    larger = plan.image_size + 2 * plan.stride
+    try:
+        with torch.no_grad():
+            want = _first(net(pictures))
+            grown = _first(_Steps(dense).run(pictures.new_zeros(1, plan.channels, larger, larger)))
+            if _too_alike(want):
+                # Untrained weights often let the signal die, and a dead net equals anything.
+                net = copy.deepcopy(net)
+                _revive(net, pictures)
+                want = _first(net(pictures))
+                dense = replace(plan, net=net).apply(verify=False)
+            got = _first(_Steps(dense).run(pictures))
+            if plan.exact:
+                _compare(plan, want, got, lambda: _parting(net, dense, pictures))
+    finally:
+        for m in training:
+            m.training = True
+    if grown.dim() != 4 or grown.shape[2] <= got.shape[2] or grown.shape[3] <= got.shape[3]:
+        raise SurgeryError(
+            f"a picture of {larger}x{larger} gives scores of shape {tuple(grown.shape)}; expected more cells than the "
+            f"{got.shape[-2]}x{got.shape[-1]} at {plan.image_size}: a layer still works on the whole picture"
+        )
+
+
+def _parting(net: nn.Module, dense: torch.fx.GraphModule, pictures: Tensor) -> str:
+    """Name of the first node whose value in the dense net is no longer the classifier's."""
+    runs = []
+    for graph_module in (trace(net), dense):
+        steps = _Steps(graph_module, keep=True)
+        steps.run(pictures)
+        runs.append({node.name: value for node, value in steps.env.items() if isinstance(value, Tensor)})
+    want, got = runs
+    for name in want:
+        if name in got:
+            one, other = want[name].ravel(), got[name].ravel()
+            if one.shape != other.shape or not torch.allclose(one, other, 1e-3, 1e-5):
+                return name
+    return "output"
+
+
+def _first(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    raise SurgeryError(f"the net returns {type(output).__name__} in evaluation mode; expected one tensor of scores")
+
+
+def _too_alike(scores: Tensor) -> bool:
+    spread = (scores[0] - scores[1]).abs().max()
+    return bool(spread <= 1e-3 * scores.abs().max()) or not bool(torch.isfinite(scores).all())
+
+
+def _revive(net: nn.Module, pictures: Tensor) -> None:
+    """Give every convolution and linear layer weights, and every norm statistics, that keep the signal alive."""
+    generator = torch.Generator().manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fan_in = module.weight[0].numel()
+            noise = torch.randn(module.weight.shape, generator=generator).to(module.weight)
+            module.weight.copy_(noise * (2 / fan_in) ** 0.5)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
+            module.reset_parameters()
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for module in norms:
+        module.train()
+        module.momentum = None
+    net(pictures)
+    for module in norms:
+        module.eval()
+
+
+def _compare(plan: Plan, want: Tensor, got: Tensor, parting: Callable[[], str]) -> None:
+    # A dropped pool leaves a map, whose mean is the classifier's score.
+    got = got.mean((2, 3)) if got.dim() == 4 else got
+    if got.shape != want.shape:
+        raise SurgeryError(
+            f"the dense net gives {tuple(got.shape)} at native size, expected {tuple(want.shape)}; they part at "
+            f"'{parting()}'"
+        )
+    if _too_alike(want):
+        raise SurgeryError(
+            "two different pictures get the same scores, so that nothing can be checked; expected live activations: "
+            "load trained weights first"
+        )
+    # Relative to what distinguishes pictures, not to a common offset that any net with the right bias would have.
+    error = float((got - want).abs().max() / (want[0] - want[1]).abs().max())
+    tolerance = 1e-5 if want.dtype == torch.float64 else 1e-4
+    if not error < tolerance:
+        raise SurgeryError(
+            f"at {plan.image_size}x{plan.image_size} the dense net differs from the classifier by {error:.1e} of the "
+            f"difference between two pictures, expected less than {tolerance:.0e}; they part at '{parting()}'"
+        )

@@ -1,0 +1,61 @@
+"""Which maps of a dense net a segmentation net may read, and the part of the net up to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch.fx
+
+from fullyconv.errors import SurgeryError
+from fullyconv.locate import Located, Lost, positions
+
+
+def cut(dense: torch.fx.GraphModule, taps: Sequence[str]) -> torch.fx.GraphModule:
+    """The part of a traced net up to these nodes: image -> tuple of their maps. Works in place; unused layers go."""
+    nodes = {node.name: node for node in dense.graph.nodes}
+    output = next(node for node in dense.graph.nodes if node.op == "output")
+    output.args = (tuple(nodes[name] for name in taps),)
+    dense.graph.eliminate_dead_code()
+    dense.delete_all_unused_submodules()
+    dense.graph.lint()
+    dense.recompile()
+    return dense
+
+
+def find_taps(dense: torch.fx.GraphModule, coarsest: str, located: Mapping[str, Located]) -> dict[int, str]:
+    """For every stride up to the coarsest map's, the last node through which all that is coarser must pass.
+
+    Returns:
+        From stride in pixels (2 and more) to node name, coarsest last.
+
+    Raises:
+        SurgeryError: the coarsest map has no position, so that nothing can be placed on the picture.
+    """
+    nodes = {node.name: node for node in dense.graph.nodes}
+    goal = nodes[coarsest]
+    ancestors = {goal}
+    for node in reversed(dense.graph.nodes):
+        if any(user in ancestors for user in node.users):
+            ancestors.add(node)
+    order = [node for node in dense.graph.nodes if node in ancestors]
+    last_use = {
+        node: max((i for i, user in enumerate(order) if node in user.all_input_nodes), default=-1) for node in order
+    }
+    places = dict(positions(located))
+    if coarsest not in places:
+        where = located[coarsest].where if coarsest in located else None
+        reason = where.reason if isinstance(where, Lost) else "it does not come from the picture"
+        raise SurgeryError(f"the map '{coarsest}' lies nowhere on the picture: {reason}", path=coarsest)
+    taps: dict[int, str] = {}
+    alive: set[torch.fx.Node] = set()
+    for i, node in enumerate(order):
+        alive = {n for n in alive if last_use[n] > i} | {node}
+        place = places.get(node.name)
+        tensors = [n for n in alive if n.name in located and located[n.name].where is not None]
+        if place is None or (tensors != [node] and node is not goal):
+            continue
+        stride = place.grid.stride
+        if stride.denominator == 1 and stride >= 2:
+            taps[int(stride)] = node.name
+    taps[int(places[coarsest].grid.stride)] = coarsest
+    return dict(sorted(taps.items()))
