@@ -153,6 +153,31 @@ def test_predict_keeps_what_is_there(run: Run, model: Path, photos: Path, tmp_pa
     assert run("predict", model, photos, "--out", tmp_path / "out", "--overwrite")[1].startswith("3 segmented:")
 
 
+@pytest.mark.parametrize("name", ["results.json", "classes.json"])
+def test_predict_replaces_nothing_that_it_did_not_write(
+    run: Run, model: Path, photos: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text('{"mean_iu": 0.5}')
+    code, _, err = run("predict", model, photos, "--out", tmp_path)
+    assert code == 2
+    assert f"{name}: was not written by predict" in err
+    assert (tmp_path / name).read_text() == '{"mean_iu": 0.5}'
+
+
+def test_predict_keeps_the_records_of_other_pictures(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
+    pictures = sorted(path for path in photos.iterdir() if path.suffix == ".png")[:2]
+    for path in pictures:
+        assert run("predict", model, path, "--out", tmp_path)[0] == 0
+    records = json.loads((tmp_path / "results.json").read_text())["files"]
+    assert {record["input"] for record in records} == set(map(str, pictures))
+
+
+def test_a_pixel_limit_refuses_before_decoding(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, _, err = run("predict", model, photos, "--out", tmp_path, "--max-pixels", "10")
+    assert code == 2
+    assert "more than the limit of 10" in err
+
+
 def test_predict_exits_with_1_when_some_fail_and_with_2_when_all_do(
     run: Run, model: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -255,7 +280,7 @@ def test_train_with_nothing_said_uses_the_defaults_of_the_settings(
     recipe, others = recipe_for(monkeypatch, run, data, "--backbone", "tinyvgg", "--weights", "none", "--out", tmp_path)
     (stage,) = recipe.stages
     assert stage.fit == FitConfig(minutes=30, class_weights="median")
-    assert stage.model == presets.fcn8s("tinyvgg", {"out": 3}, weights=None)
+    assert stage.model == presets.fcn4s("tinyvgg", {"out": 3}, weights=None)
     assert stage.data.root == str(data)
     assert others["out"] == tmp_path
     assert others["check"] is True

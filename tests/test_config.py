@@ -168,3 +168,11 @@ def test_voc_colours_differ(a: int, b: int) -> None:
 def test_a_table_survives_json() -> None:
     classes = table((0, "straße", False), (9, "void", True))
     assert Classes.parse(json.loads(classes.model_dump_json())) == classes
+
+
+def test_what_is_wrong_is_counted_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe.parse({"stages": [stage(lr=-1)]})
+    assert "more)" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"\(and 1 more\)"):
+        Recipe.parse({"stages": [stage(lr=-1, batch=0)]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import unicodedata
@@ -200,7 +201,26 @@ def test_a_val_split_is_drawn_without_overlap_or_loss_and_said(tmp_path: Path, l
 
 
 def test_drawing_is_the_same_on_every_machine(tmp_path: Path) -> None:
-    assert open_folder(flat(tmp_path), split="val", seed=3).names == ["10", "13"]
+    drawn = open_folder(flat(tmp_path), split="val", seed=3).names
+    # sha256("3/NAME") below a tenth of its range.
+    share = {
+        n: int(hashlib.sha256(f"3/{n}".encode()).hexdigest()[:16], 16) / 16**16
+        for n in map("{:02d}".format, range(100))
+    }
+    expected = [n for n in open_folder(tmp_path, seed=3).names + list(drawn) if share[n] < 0.1]
+    assert drawn == sorted(expected or [min(drawn)])
+
+
+def test_pictures_that_are_added_move_no_other_from_train_to_val(tmp_path: Path) -> None:
+    root = flat(tmp_path, 40)
+    before = {split: set(open_folder(root, split=split).names) for split in ("train", "val")}
+    for i in range(40, 80):
+        picture(root / f"images/{i}.png")
+        labels(root / f"labels/{i}.png")
+    after = {split: set(open_folder(root, split=split).names) for split in ("train", "val")}
+    assert before["train"] <= after["train"]
+    assert before["val"] <= after["val"]
+    assert len(after["train"] | after["val"]) == 80
 
 
 def test_nothing_is_written_into_the_users_folder(tmp_path: Path) -> None:
@@ -414,8 +434,12 @@ def test_voc_pairs_load_once_they_have_classes(shared: Path, tmp_path: Path) -> 
     for folder in ("images", "masks"):
         (tmp_path / folder).symlink_to(shared / "voc_pairs" / folder)
     (tmp_path / "train.txt").write_text((shared / "voc_pairs" / "ids.txt").read_text())
-    (tmp_path / "val.txt").write_text("2011_000025\n")
     (tmp_path / "classes.txt").write_text("\n".join(VOC_NAMES))
+    # All three under one list; with one in another as well the folder is refused.
+    (tmp_path / "val.txt").write_text("2011_000025\n")
+    with pytest.raises(DatasetError, match=r"train.txt and val.txt share 1 pictures \(2011_000025\)"):
+        open_folder(tmp_path)
+    (tmp_path / "val.txt").write_text("none_such\n")
     data = open_folder(tmp_path)
     assert isinstance(data, Folder)
     assert len(data) == 3

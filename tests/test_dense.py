@@ -299,7 +299,7 @@ def _three_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("_three_threads")
 @settings(deadline=None, max_examples=20)
 @given(cases(), st.sampled_from(["mean", "sum"]))
-def test_threads_change_nothing(case: Case, reduction: losses.Reduction) -> None:
+def test_threads_change_nothing_but_rounding(case: Case, reduction: losses.Reduction) -> None:
     def compute() -> list[Tensor]:
         scores = case.scores.detach().requires_grad_()
         with torch.inference_mode():
@@ -313,7 +313,9 @@ def test_threads_change_nothing(case: Case, reduction: losses.Reduction) -> None
     torch.set_num_threads(1)
     alone = compute()
     torch.set_num_threads(3)
-    assert all(a.equal(b) for a, b in zip(several, alone, strict=True))
+    assert several[0].equal(alone[0])
+    for a, b in zip(several[1:], alone[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.usefixtures("_three_threads")

@@ -84,3 +84,9 @@ def test_explaining_changes_nothing() -> None:
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_classifier_is_explained_as_it_is() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 112 * 112, 5))
+    report = explain(net)
+    assert [edit.kind for edit in report.edits] == ["remove", "convolution"]

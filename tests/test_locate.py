@@ -135,6 +135,34 @@ def test_the_grid_of_a_known_net_is_exact() -> None:
     assert place.grid == Grid(Fraction(4), Fraction(0), Fraction(7 + 2 * 2 + 4 * 2))
 
 
+# Maps that are added a part of a cell apart
+
+
+@pytest.mark.parametrize(
+    ("net", "place", "spread"),
+    [
+        # A ResNet-D's shortcut averages 2x2 cells beside a convolution of stride 2.
+        (Do(lambda x, f: f(x) + F.avg_pool2d(x, 2), conv(3, 2)), Grid(Fraction(2), Fraction(1, 2), Fraction(4)), "1/2"),
+        # A coarser map is repeated beside a finer one, as in HRNet.
+        (Do(lambda x, f: x + F.interpolate(f(x), scale_factor=2), conv(3, 2)), Grid(field=Fraction(5)), "1/2"),
+        (
+            Do(lambda x: torch.cat([x[..., 1:, 1:], x[..., :-1, :-1]], 1)),
+            Grid(Fraction(1), Fraction(1), Fraction(3)),
+            "1",
+        ),
+    ],
+    ids=["ResNet-D", "HRNet", "neighbours"],
+)
+def test_a_sum_lies_where_its_most_local_part_does_and_its_field_holds_all(
+    net: nn.Module, place: Grid, spread: str
+) -> None:
+    net = net.double()
+    located = place_of(net, 24)
+    assert isinstance(located, Place)
+    assert (located.grid, located.spread) == (place, Fraction(spread))
+    assert check_grid(located.down, dependence(net, 24, 24, 0, C), even=False) > 0
+
+
 # What depends on the whole picture
 
 
@@ -185,7 +213,7 @@ def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(n
         (Do(lambda x: x + x.transpose(2, 3)), "different axes"),
         (Do(lambda x: x.flip(3)), "aten.flip mixes or moves positions"),
         (Do(lambda x: torch.roll(x, 1, 2)), "aten.roll mixes or moves positions"),
-        (Do(lambda x, f: f(x)[..., 1:] + x[..., :-1], conv()), "their cells lie on different pixels"),
+        (Do(lambda x: x[..., ::2, ::2] + x[..., :32, :32]), "their cells lie on different pixels"),
         (Do(lambda x: F.interpolate(x, size=(50, 50), mode="bilinear")), "a factor that is not whole"),
         (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "align_corners"),
         (Do(lambda x: F.pixel_shuffle(x.repeat(1, 2, 1, 1), 2)), "."),

@@ -102,6 +102,25 @@ def test_the_frame_makes_whole_strides_and_begins_at_the_same_place(name: str, h
         assert total >= made.backbone.minimum
 
 
+@functools.cache
+def coarsest_only(name: str) -> FCN:
+    with torch.device("meta"):
+        trunk = backbone(unpadded() if name == "unpadded" else name, image_size=96)
+        return FCN(trunk, {"out": [Skip(list(trunk.taps)[-1])]}, {"out": 1}).eval()
+
+
+@pytest.mark.parametrize("name", ["tinyvgg", "squeezenet1_0", "resnet18", "alexnet", "unpadded"])
+@given(height=st.integers(1, 300), width=st.integers(1, 300))
+@settings(max_examples=15, deadline=None)
+def test_the_coarsest_cells_reach_the_borders(name: str, height: int, width: int) -> None:
+    made = coarsest_only(name)
+    scores = made.score_maps(torch.zeros(1, 3, height, width, device="meta"))["out"]
+    grid = made.heads["out"].grid
+    for pixels, cells in ((height, scores.shape[2]), (width, scores.shape[3])):
+        assert grid.offset <= made.stride / 2
+        assert grid.offset + grid.stride * (cells - 1) > pixels - 1 - made.stride
+
+
 def test_pictures_of_one_batch_do_not_mix() -> None:
     made = model("tinyvgg")
     pictures = torch.randint(0, 256, (3, 3, 40, 50), dtype=torch.uint8)

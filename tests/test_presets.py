@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from fullyconv import presets
+from fullyconv.backbones import backbone
 from fullyconv.building import build
 from fullyconv.config import Classes
 from fullyconv.errors import ConfigError, UnknownName
@@ -69,3 +70,21 @@ def test_every_preset_is_in_the_table_under_its_own_name() -> None:
     for name, preset in presets.PRESETS.items():
         assert preset.__name__ == name
         assert getattr(presets, name) is preset
+
+
+@pytest.mark.parametrize("name", ["a.b", "../x", "", "keys"])
+def test_a_head_that_cannot_be_named_so_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a head"):
+        build(presets.fcn32s("tinyvgg", {name: 3}, weights=None))
+
+
+def test_a_classifier_of_another_size_is_wrapped_with_it() -> None:
+    classifier = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16 * 16, 10))
+    trunk = backbone(classifier, image_size=32)
+    model = build(presets.fcn2s(trunk, 3, weights=None), backbone=trunk)
+    assert model.stride == 2
+
+
+def test_the_finest_preset_is_the_default() -> None:
+    assert presets.finest("squeezenet1_0") == "fcn4s"
+    assert presets.finest("alexnet") == "fcn8s"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,11 +17,8 @@ from torch import Tensor, nn
 from fullyconv.backbones import BACKBONES
 from fullyconv.edits import as_convolution
 from fullyconv.errors import SurgeryError
-from fullyconv.locate import locate
 from fullyconv.surgery import Plan, convolutionalize, plan
-from fullyconv.taps import cut, find_taps
 from fullyconv.tracing import trace
-from fullyconv.transplant import transplant
 
 Forward = Callable[["Net", Tensor], Tensor]
 
@@ -107,7 +103,7 @@ def test_dense_equals_classifier_at_native_size_on_live_activations(name: str) -
         net = spec.classifier()
     net.to_empty(device="cpu")
     pictures = pictures_of(spec.image_size)
-    enliven(net, pictures)
+    enliven(net, pictures[:1])
     made = plan(net, image_size=spec.image_size)
     dense = made.apply(verify=False)
     with torch.no_grad():
@@ -594,98 +590,6 @@ def test_a_linear_layer_on_a_map_is_the_convolution_that_covers_it(rows: int, co
     linear = nn.Linear(4 * rows * columns, 7).double()
     x = torch.randn(3, 4, rows, columns, dtype=torch.float64)
     torch.testing.assert_close(as_convolution(linear, (rows, columns))(x)[..., 0, 0], linear(x.flatten(1)))
-
-
-# Taps
-
-
-@pytest.mark.parametrize("name", ["resnet50", "squeezenet1_1", "googlenet", "densenet121"])
-def test_all_that_is_coarser_passes_through_a_tap(name: str) -> None:
-    net = BACKBONES[name].classifier().eval()
-    made = plan(net)
-    dense = made.apply(padding="same", verify=False)
-    taps = find_taps(dense, made.scores, locate(dense))
-    assert list(taps) == [s for s in (2, 4, 8, 16, 32) if s <= made.stride]
-    assert taps[made.stride] == made.scores
-    for tap in list(taps.values())[:-1]:
-
-        class Fixed(torch.fx.Interpreter):
-            def run_node(self, n: torch.fx.Node, at: str = tap) -> object:
-                result = super().run_node(n)
-                return torch.ones_like(result) if n.name == at else result
-
-        trunk_only = cut(copy.deepcopy(dense), [tap, made.scores])
-        with torch.no_grad():
-            a, b = (Fixed(trunk_only).run(picture[None])[1] for picture in pictures_of(64))
-        assert torch.equal(a, b), f"something reaches the scores past {tap}"
-
-
-def test_a_cut_net_holds_no_layers_that_it_does_not_run() -> None:
-    made = plan(BACKBONES["resnet18"].classifier())
-    trunk_only = cut(made.apply(verify=False), ["layer2_1_relu_1"])
-    assert not [name for name in trunk_only.state_dict() if name.startswith(("layer3", "layer4", "fc"))]
-    (maps,) = trunk_only(torch.zeros(1, 3, 64, 64))
-    assert maps.shape == (1, 128, 8, 8)
-
-
-# Weights from anywhere
-
-
-def test_transplant_reshapes_linear_weights_into_their_convolutions() -> None:
-    net, _ = prepared(FLATTENED["hidden layers"])
-    dense = plan(net, image_size=SIZE).apply()
-    source = {k: torch.rand_like(v) for k, v in net.state_dict().items() if v.is_floating_point()}
-    done = transplant(source, dense)
-    assert set(done.used) == set(source)
-    assert set(done.reshaped) == {"2.weight", "6.weight"}
-    assert (done.missing, done.unexpected) == ((), ())
-    net.load_state_dict(source, strict=False)
-    picture = pictures_of(SIZE, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(dense.eval()(picture)[..., 0, 0], net.eval()(picture))
-
-
-def test_transplant_tells_what_fits_by_name_only() -> None:
-    target = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1))
-    kept = target[1].weight.detach().clone()
-    done = transplant(
-        {
-            "0.weight": torch.ones(4, 3, 1, 1),
-            "0.bias": torch.ones(4),
-            "1.weight": torch.ones(21, 4, 1, 1),
-            "fc": torch.ones(2),
-        },
-        target,
-    )
-    assert done.used == ("0.weight", "0.bias")
-    assert done.missing == ("1.weight", "1.bias")
-    assert done.unexpected == ("1.weight", "fc")
-    assert torch.equal(target[1].weight, kept)
-    assert bool((target[0].weight == 1).all())
-    assert str(done) == (
-        "2 tensors taken over (0 of them reshaped), 2 of the model's left as they were, 2 of the source's unused"
-    )
-
-
-def test_transplant_renames_and_leaves_out() -> None:
-    target = nn.Sequential(nn.Conv2d(1, 1, 1))
-    names = {"conv1_1.weight": "0.weight", "conv1_1.bias": "0.bias"}
-    source = {
-        "conv1_1.weight": torch.full((1, 1, 1, 1), 5.0),
-        "conv1_1.bias": torch.full((1, 1, 1, 1), 6.0),
-        "x": torch.ones(1),
-    }
-    done = transplant(source, target, rename=names.get)
-    assert done.used == ("0.weight", "0.bias")
-    assert done.unexpected == ("x",)
-    assert (target[0].weight.item(), target[0].bias.item()) == (5.0, 6.0)
-
-
-def test_transplant_takes_no_tensor_whose_entries_only_happen_to_be_as_many() -> None:
-    target = nn.Conv2d(6, 4, 1, bias=False)
-    assert transplant({"weight": torch.ones(6, 4, 1, 1)}, target).unexpected == ("weight",)
-    assert transplant({"weight": torch.ones(24)}, target).unexpected == ("weight",)
-    assert transplant({"weight": torch.ones(4, 6)}, target).reshaped == ("weight",)
 
 
 def test_tracing_leaves_the_training_flags_as_they_were() -> None:

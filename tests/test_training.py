@@ -391,6 +391,12 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
         train(recipe(fit=settings(steps=2)), out=tmp_path / "run", resume=True)
 
 
+def test_a_run_cannot_be_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ConfigError, match="cannot be made a folder for the run"):
+        train(recipe(fit=settings(steps=1)), out=tmp_path / "run")
+
+
 def test_a_start_that_failed_before_learning_leaves_no_run_in_the_way(tmp_path: Path) -> None:
     missing = fcn(4, "tinyvgg", classes=11, weights=str(tmp_path / "none.pth"), context=0)
     with pytest.raises(CheckpointError, match="no such file"):

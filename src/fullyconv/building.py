@@ -41,6 +41,12 @@ def build(
         backbone if backbone is not None else config.backbone, weights=source, input=config.input
     )
     for name, head in config.heads.items():
+        if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+            raise ConfigError(
+                f"heads: {name!r} cannot name a head; expected letters, digits and underscores, and no name of a "
+                "method such as 'keys'",
+                where="heads",
+            )
         table = (classes or {}).get(name)
         if table is not None and len(table) != head.classes:
             raise ConfigError(

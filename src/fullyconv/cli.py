@@ -87,13 +87,18 @@ def train(
     context: typer.Context,
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Folder of pictures and labels.")] = None,
     model: Annotated[
-        str, typer.Option(metavar="PRESET", help="fcn32s, fcn16s, fcn8s, fcn4s or fcn2s: the stride of its scores.")
-    ] = "fcn8s",
+        str | None,
+        typer.Option(
+            metavar="PRESET",
+            help="fcn32s, fcn16s, fcn8s, fcn4s or fcn2s: the stride of its scores.  "
+            "[default: fcn4s, or fcn8s where the backbone has no map of stride 4]",
+        ),
+    ] = None,
     backbone: Annotated[
         str, typer.Option(metavar="NAME", help="Classifier to build on: vgg16, resnet50, timm/NAME, ...")
     ] = "squeezenet1_1",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/NAME of DATA]")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/DATA-BACKBONE]")
     ] = None,
     weights: Annotated[
         str,
@@ -161,8 +166,8 @@ def train(
     from fullyconv.training import train
 
     given = {name for name in context.params if _is_given(context, name)}
-    asked = f"runs/{Path(data or '').name or dataset}-{model}-{backbone}" if recipe is None else f"runs/{recipe.stem}"
-    folder = out or Path(asked.replace("timm/", ""))
+    named = f"{Path(data or '').name or dataset}-{backbone.replace('/', '-')}" if recipe is None else recipe.stem
+    folder = out or Path("runs", named)
     there = folder / "recipe.json"
     if holds_run(folder) and not resume:
         raise ConfigError(f"{folder}: holds a run; add --resume to go on with it, or name another --out", where="out")
@@ -214,6 +219,9 @@ def predict(
     strategy: StrategyName = "auto",
     tile: Tile = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of equal size at a time.")] = 1,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Refuse files that declare more pixels, before they are decoded.")
+    ] = 178_000_000,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -225,12 +233,18 @@ def predict(
     """
     from fullyconv.display import counting
     from fullyconv.flags import strategy_of, with_standard_input
-    from fullyconv.folders import Outcome, find_pictures, segment_files, write_results
+    from fullyconv.folders import Outcome, find_pictures, refuse_foreign, segment_files, write_results
     from fullyconv.inference import Predictor
 
+    refuse_foreign(out)
     pictures = find_pictures(with_standard_input(inputs), out=out)
     predictor = Predictor.load(
-        model, strategy=strategy_of(strategy, tile), device=device, precision=precision, probabilities=probabilities
+        model,
+        strategy=strategy_of(strategy, tile),
+        device=device,
+        precision=precision,
+        probabilities=probabilities,
+        max_pixels=max_pixels,
     )
     outcomes: list[Outcome] = []
     try:
@@ -420,8 +434,9 @@ def explain(
 
 @app.command(
     epilog="""\b
-Example:
-  fullyconv demo --out runs/demo"""
+Examples:
+  fullyconv demo
+  fullyconv demo --out pictures"""
 )
 def demo(
     out: Annotated[

@@ -38,7 +38,9 @@ class Config(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
+            # A list whose items are wrong is reported as too short, too.
+            errors = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()
+            first = errors[0]
             # Where a setting may be of several types, pydantic goes on with the name of the type it tried.
             parts = [str(part) for part in first["loc"]]
             typed = next((i for i, part in enumerate(parts) if "[" in part), len(parts))
@@ -46,8 +48,9 @@ class Config(BaseModel):
             message = first["msg"].removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
                 message = "no such setting"
-            found = "" if first["type"] in {"extra_forbidden", "missing"} else f", got {first['input']!r:.80}"
-            more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+            silent = first["type"] in {"extra_forbidden", "missing", "value_error"}
+            found = "" if silent else f", got {first['input']!r:.80}"
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             prefix = f"{source}: " if source else ""
             raise ConfigError(f"{prefix}{where or cls.__name__}: {message}{found}{more}", where=where) from None
 

@@ -20,7 +20,7 @@ from fullyconv import __version__
 from fullyconv.datasets.base import Sample, SegmentationDataset
 from fullyconv.devices import autocast, pick_device
 from fullyconv.errors import DatasetError
-from fullyconv.inference import Predictor, Strategy, whole
+from fullyconv.inference import Predictor, Strategy, choose, whole
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
 
@@ -159,4 +159,4 @@ def _name_of(strategy: Strategy) -> str:
     if isinstance(strategy, partial):
         options = ", ".join(f"{key}={value}" for key, value in strategy.keywords.items())
         return f"{_name_of(strategy.func)}({options})"
-    return getattr(strategy, "__name__", type(strategy).__name__)
+    return "auto" if strategy is choose else getattr(strategy, "__name__", type(strategy).__name__)

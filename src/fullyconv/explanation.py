@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fullyconv.backbones import Backbone
+from fullyconv.backbones import backbone as as_backbone
 from fullyconv.edits import Edit
 from fullyconv.geometry import Grid, Pixels
 from fullyconv.model import FCN, Head
@@ -121,11 +122,11 @@ class Report:
         return "\n".join(lines)
 
 
-def explain(model: FCN | Backbone, *, size: tuple[int, int] = (500, 500)) -> Report:
+def explain(model: FCN | nn.Module, *, size: tuple[int, int] = (500, 500)) -> Report:
     """What was done to a net, where its maps lie, and what it costs.
 
     Args:
-        model: a model, or a backbone alone.
+        model: a model, a backbone alone, or a classifier, which goes through surgery first.
         size: (height, width) of the picture that operations are counted on.
 
     Example:
@@ -133,6 +134,8 @@ def explain(model: FCN | Backbone, *, size: tuple[int, int] = (500, 500)) -> Rep
         >>> explain(describe("vgg16")).receptive_field
         404.0
     """
+    if not isinstance(model, FCN | Backbone):
+        model = as_backbone(model)
     backbone = model.backbone if isinstance(model, FCN) else model
     heads = (
         {name: head for name, head in model.heads.items() if isinstance(head, Head)} if isinstance(model, FCN) else {}

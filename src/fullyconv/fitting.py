@@ -31,6 +31,7 @@ from fullyconv.datasets import SegmentationDataset
 from fullyconv.errors import ConfigError, TrainingError
 from fullyconv.evaluation import evaluate
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
+from fullyconv.inference import choose
 from fullyconv.learner import Learner, heads_of
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
@@ -269,7 +270,12 @@ def _score(
         learner.scored.eval()
         precision = "bf16" if learner.bf16 else "32"
         found = evaluate(
-            learner.scored, val_data, device=str(learner.device), precision=precision, on_progress=interrupt
+            learner.scored,
+            val_data,
+            strategy=choose,
+            device=str(learner.device),
+            precision=precision,
+            on_progress=interrupt,
         )
         matrices = [ConfusionMatrix(m.classes, learner.sum(torch.from_numpy(m.counts)).cpu()) for m in found.values()]
         scores = {head: matrix.as_dict() for head, matrix in zip(found, matrices, strict=True)}

@@ -14,7 +14,7 @@ from fullyconv.datasets import dataset
 from fullyconv.errors import ConfigError
 from fullyconv.inference import STRATEGIES, Strategy, tiled
 from fullyconv.lookup import lookup
-from fullyconv.presets import PRESETS
+from fullyconv.presets import PRESETS, finest
 
 MINUTES = 30.0
 """The budget of a training run for which none is given."""
@@ -27,7 +27,8 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
         ConfigError: an option is not allowed, or at odds with another.
         DatasetError: the data cannot be opened, so that the classes are not known.
     """
-    preset = lookup("preset", options["model"], PRESETS)
+    name = options["model"] or finest(options["backbone"])
+    preset = lookup("preset", name, PRESETS)
     tables = dataset(options["dataset"], options["data"], split="train").classes
     model = preset(
         options["backbone"],
@@ -40,7 +41,7 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     budget = {name: options[name] for name in ("minutes", "epochs", "steps") if options[name] is not None}
     plain = ("batch", "lr", "class_weights", "seed", "device", "precision")
     stage = {
-        "name": options["model"],
+        "name": name,
         "model": model,
         "data": {
             "root": options["data"],

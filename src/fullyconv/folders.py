@@ -239,17 +239,20 @@ def write_results(predictor: Predictor, outcomes: Sequence[Outcome], out: Path, 
     """Write ``results.json``, what became of each picture, and ``classes.json``, what the ids in the PNGs mean.
 
     ``classes.json`` has the form that the folder dataset reads, one file a head where there are several. What an
-    earlier ``results.json`` says of a picture whose outputs were kept stays in. Sizes are in pixels, shares in 0..1.
+    earlier ``results.json`` says of other pictures, or of one whose outputs were kept, stays in. Sizes are in pixels,
+    shares in 0..1.
 
     Returns:
         The path of ``results.json``.
     """
+    path = out / "results.json"
+    earlier = _earlier(path)
     for head, table in predictor.classes.items():
         name = "classes.json" if len(predictor.classes) == 1 else f"classes.{head}.json"
         checkpoint.write_json(out / name, [entry.model_dump(mode="json") for entry in table.entries])
-    path = out / "results.json"
-    earlier = _earlier(path)
     files = []
+    named = {os.fspath(outcome.path) for outcome in outcomes}
+    files += [record for source, record in earlier.items() if source not in named]
     for outcome in sorted(outcomes, key=lambda outcome: outcome.path):
         record: dict[str, Any] = {"input": os.fspath(outcome.path), "status": outcome.status}
         if outcome.status == "kept":
@@ -267,6 +270,21 @@ def write_results(predictor: Predictor, outcomes: Sequence[Outcome], out: Path, 
     totals = {status: counts[status] for status in ("done", "kept", "failed")}
     checkpoint.write_json(path, {**settings, **totals, "files": files})
     return path
+
+
+def refuse_foreign(out: Path) -> None:
+    """Refuse a folder whose ``results.json`` or ``classes.json`` are somebody else's, such as a run or a data set.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    ours = bool(_earlier(out / "results.json"))
+    for path in [out / "results.json", *out.glob("classes*.json")]:
+        if path.exists() and not ours:
+            raise ConfigError(
+                f"{path}: was not written by predict, and would be replaced; name another --out",
+                where="out",
+            )
 
 
 def _earlier(path: Path) -> dict[str, dict[str, Any]]:

@@ -317,7 +317,7 @@ def _opened(picture: str | PathLike[str] | Image.Image, max_pixels: int) -> Iter
             if width * height > max_pixels:
                 raise _RefusedError(
                     f"declares {height} x {width} = {width * height:,} pixels, more than the limit of {max_pixels:,}; "
-                    "raise max_pixels if you trust the file"
+                    "raise the limit (--max-pixels, max_pixels) if you trust the file"
                 )
             yield image
         except _RefusedError as refusal:
@@ -498,7 +498,10 @@ def _lookup(classes: Classes) -> _Lookup:
     of_id = np.zeros(65536, dtype)
     of_id[list(index_of_id)] = list(index_of_id.values())
     owners: dict[tuple[int, int, int], list[str]] = {}
-    index_of_colour: dict[tuple[int, int, int], int] = {voc_colour(classes.void & 255): classes.void}
+    index_of_colour: dict[tuple[int, int, int], int] = {}
+    if not any(entry.id == classes.void for entry in classes.entries):
+        # VOC paints what is void in the colour of id 255; where 255 is a class, that colour is no void.
+        index_of_colour[voc_colour(classes.void & 255)] = classes.void
     for entry in classes.entries:
         owners.setdefault(entry.colour, []).append(entry.name)
         index_of_colour[entry.colour] = index_of_id[entry.id]

@@ -233,6 +233,7 @@ class Predictor:
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: "auto", "32" or "bf16"; see `autocast`.
         probabilities: keep the score maps, so that `Segmentation.probabilities` can be asked for.
+        max_pixels: files that declare more are refused before they are decoded.
 
     Raises:
         ConfigError: no such device or precision.
@@ -250,10 +251,12 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         probabilities: bool = False,
+        max_pixels: int = images.MAX_PIXELS,
     ) -> None:
         self.device = pick_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.strategy, self.precision, self.keeps_scores = strategy, precision, probabilities
+        self.max_pixels = max_pixels
         autocast(self.device, precision)
         self.classes = {
             name: model.classes.get(name) or Classes.of(*(f"class {i}" for i in range(head.classes)))
@@ -269,15 +272,24 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         probabilities: bool = False,
+        max_pixels: int = images.MAX_PIXELS,
+        backbone: nn.Module | None = None,
     ) -> Self:
-        """The predictor of a saved model; the options are those of `Predictor`.
+        """The predictor of a saved model; the options are those of `Predictor`, and ``backbone`` that of `load`.
 
         Raises:
             CheckpointError: the folder holds no model, or a damaged one.
             ConfigError: no such device or precision.
         """
-        model = checkpoint.load(folder)
-        return cls(model, strategy=strategy, device=device, precision=precision, probabilities=probabilities)
+        model = checkpoint.load(folder, backbone=backbone)
+        return cls(
+            model,
+            strategy=strategy,
+            device=device,
+            precision=precision,
+            probabilities=probabilities,
+            max_pixels=max_pixels,
+        )
 
     def __call__(self, image: images.Picture) -> Segmentation:
         """Segment one picture: a path, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4) uint8.
@@ -285,7 +297,7 @@ class Predictor:
         Raises:
             ImageError: the file is no picture that can be used, or does not fit into the device's memory.
         """
-        return self._segment([(image, images.read_image(image))])[0]
+        return self._segment([(image, images.read_image(image, max_pixels=self.max_pixels))])[0]
 
     def map(
         self,
@@ -306,7 +318,7 @@ class Predictor:
             raise ConfigError(f"batch_size: got {batch_size}; expected 1 or more", where="batch_size")
         report = on_error or _raise
         batch: list[tuple[images.Picture, images.ReadImage]] = []
-        for picture, reading in _read_ahead(pictures, batch_size):
+        for picture, reading in _read_ahead(pictures, batch_size, self.max_pixels):
             try:
                 read = reading.result()
             except FullyConvError as error:
@@ -348,7 +360,9 @@ class Predictor:
         size = (stacked.shape[2], stacked.shape[3])
         try:
             scores, note = self._scores(stacked)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # of which a GPU's lack of memory is one; the CPU's has no class of its own
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
             raise ImageError(
                 _source(batch[0][0]) or "<image>",
                 f"{len(batch)} of {size[0]} x {size[1]} pixels (height x width) do not fit into the memory of "
@@ -384,7 +398,7 @@ def _source(picture: images.Picture) -> str:
 
 
 def _read_ahead(
-    pictures: Iterable[images.Picture], batch_size: int
+    pictures: Iterable[images.Picture], batch_size: int, max_pixels: int
 ) -> Iterator[tuple[images.Picture, Future[images.ReadImage]]]:
     """Read pictures in threads, so many ahead that a batch is ready when the device is."""
     readers = min(4, os.cpu_count() or 1)
@@ -392,7 +406,7 @@ def _read_ahead(
     pool = ThreadPoolExecutor(readers, thread_name_prefix="read")
     try:
         for picture in pictures:
-            waiting.append((picture, pool.submit(images.read_image, picture)))
+            waiting.append((picture, pool.submit(images.read_image, picture, max_pixels=max_pixels)))
             if len(waiting) >= batch_size + readers:
                 yield waiting.popleft()
         while waiting:

@@ -109,3 +109,14 @@ PRESETS: Mapping[str, Callable[..., ModelConfig]] = {
     "fcn4s": fcn4s,
     "fcn2s": fcn2s,
 }
+
+
+def finest(backbone: str) -> str:
+    """The preset to take where none is asked for: fcn4s, or fcn8s where the backbone has no map of stride 4.
+
+    Example:
+        >>> finest("squeezenet1_0"), finest("googlenet")
+        ('fcn4s', 'fcn4s')
+    """
+    strides = {tap.grid.stride for tap in backbones.describe(backbone).taps.values()}
+    return "fcn4s" if 4 in strides else "fcn8s"

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from fullyconv import checkpoint, images
 from fullyconv.config import Classes, Recipe
 from fullyconv.datasets import SegmentationDataset, dataset
-from fullyconv.inference import Predictor, whole
+from fullyconv.inference import Predictor
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
 from fullyconv.runs import flat, read_log
@@ -254,7 +254,7 @@ def score_each(
     model: FCN, data: SegmentationDataset, *, device: str = "auto", precision: str = "auto"
 ) -> dict[str, list[ConfusionMatrix]]:
     """For each head a confusion matrix of each picture; their sums are what `evaluate` gives."""
-    predictor = Predictor(model, strategy=whole, device=device, precision=precision)
+    predictor = Predictor(model, device=device, precision=precision)
     each = {head: [ConfusionMatrix(data.classes[head].names) for _ in range(len(data))] for head in model.heads}
     for index in range(len(data)):
         sample = data[index]
@@ -297,7 +297,7 @@ def write_report(
         data = View(val, evenly(len(val), last.fit.val_pictures))
     if each is None:
         each = score_each(model, data, device=device, precision=precision)
-    predictor = Predictor(model, strategy=whole, device=device, precision=precision)
+    predictor = Predictor(model, device=device, precision=precision)
     total = {head: sum(matrices[1:], matrices[0]) for head, matrices in each.items()}
 
     log, started = read_log(run), checkpoint.read_json(run / "run.json")["started"][-1]

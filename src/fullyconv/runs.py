@@ -62,7 +62,12 @@ class Run:
                     "another folder",
                     where=where,
                 )
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: cannot be made a folder for the run: {error.strerror or error}; name another", where="out"
+            ) from None
         if not self.resumed:
             write_json(path, recipe.model_dump(mode="json"))
         self._boards: dict[str, Any] = {}

@@ -179,7 +179,7 @@ def _protocol(stage: Stage, val_data: SegmentationDataset) -> dict[str, Any]:
         "split": val_data.split,
         "pictures": min(len(val_data), stage.fit.val_pictures),
         "pictures_of_split": len(val_data),
-        "strategy": "whole",
+        "strategy": "auto",
         "precision": stage.fit.precision,
     }
 

@@ -83,7 +83,7 @@ def open_folder(root: str | PathLike[str], *, split: str = "train", seed: int = 
     """Open one split of a folder, whatever of the three layouts it has.
 
     Without a val split, a tenth of train is drawn for it, by a hash of ``seed`` and name: the same pictures on every
-    machine, and each picture stays where it is drawn as long as the folder does not change. Nothing is written.
+    machine, and a picture stays where it was drawn when others are added. Nothing is written.
 
     Raises:
         DatasetError: no such folder, no layout that is known, two readings of it, no classes, or nothing that pairs.
@@ -96,6 +96,8 @@ def open_folder(root: str | PathLike[str], *, split: str = "train", seed: int = 
     notes: list[str] = []
     images, labels = _halves(root, notes)
     source = _source(images, labels, split, notes)
+    if not source.divided:
+        _refuse_overlap(root)
     pictures, maps = _files(source.images, notes), _files(source.labels, notes)
     listed = None if source.divided else _listed(root, images, pictures, split, notes)
     wanted = sorted(pictures.keys() | maps.keys() if listed is None else listed)
@@ -212,6 +214,20 @@ def _list(root: Path, split: str) -> Path | None:
     return there[0] if there else None
 
 
+def _refuse_overlap(root: Path) -> None:
+    """A picture that is learnt must not be scored."""
+    train, val = _list(root, "train"), _list(root, "val")
+    if train is None or val is None:
+        return
+    lines = [{_stem(_key(line.strip())) for line in _text(path).splitlines()} - {""} for path in (train, val)]
+    if shared := sorted(lines[0] & lines[1]):
+        raise DatasetError(
+            f"{root}: {train.relative_to(root)} and {val.relative_to(root)} share {len(shared)} pictures "
+            f"({', '.join(shared[:5])}); a picture that is learnt cannot be scored: drop them from one",
+            findings=shared,
+        )
+
+
 def _names(path: Path, images: Path, pictures: Mapping[str, Path]) -> list[str]:
     """The names that a list holds, a line each: NAME, NAME.jpg, images/NAME.jpg, or one of these and more columns."""
     names: dict[str, None] = {}  # a set that keeps its order
@@ -227,8 +243,10 @@ def _draw(names: list[str], split: str, seed: int, notes: list[str]) -> list[str
     """The part of these names that is ``split``, when val is drawn by hash from them all."""
     if len(names) < 2:
         raise DatasetError(f"only one labelled picture ({names[0]}); expected 2 or more, to hold one out for val")
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
-    count = max(1, round(VAL_SHARE * len(order)))
+    # Each name is drawn by itself, so that pictures that are added later move no other from train to val.
+    drawn = {name: int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) / 2**64 for name in names}
+    order = sorted(names, key=lambda name: drawn[name])
+    count = min(max(1, sum(share < VAL_SHARE for share in drawn.values())), len(order) - 1)
     notes.append(
         f"no val split: {count} of {len(order)} pictures are drawn for it with seed {seed}; "
         "if neighbours resemble each other, as frames of a video do, give a val split of your own"
