@@ -165,7 +165,7 @@ def test_predict_replaces_nothing_that_it_did_not_write(
 
 
 def test_predict_keeps_the_records_of_other_pictures(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
-    pictures = sorted(path for path in photos.iterdir() if path.suffix == ".png")[:2]
+    pictures = sorted(photos.rglob("*.png"))
     for path in pictures:
         assert run("predict", model, path, "--out", tmp_path)[0] == 0
     records = json.loads((tmp_path / "results.json").read_text())["files"]
