@@ -4,7 +4,7 @@
 
 At once is `F.interpolate` and `F.cross_entropy` with backward, or `F.interpolate` and argmax. The competitors take
 turns in one process; medians are printed and, with the machine and the versions, written to
-``benchmarks/results/dense_tail.json``. Added memory is the growth of the resident set over the first call.
+``benchmarks/results/dense_tail.json``.
 """
 
 from __future__ import annotations
@@ -72,21 +72,6 @@ def milliseconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return {name: median(taken[1:]) for name, taken in times.items()}
 
 
-def added_mb(run: Callable[[], object]) -> float | None:
-    """Growth of the resident set over one call, at its peak; None where there is no /proc."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.exists():
-        return None
-    reset.write_text("5")  # the peak is from now on
-
-    def kilobytes(field: str) -> int:
-        return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1])
-
-    before = kilobytes("VmRSS:")
-    run()
-    return max(0, kilobytes("VmHWM:") - before) / 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -97,19 +82,17 @@ def main() -> None:
         for run in competitors(task, (1, 2, 8, 8, 4)).values():
             run()
     rows = []
-    print(f"{'task':14} {'shape':>22} {'at once':>16} {'in blocks':>16} {'ratio':>6}")
+    print(f"{'task':14} {'shape':>22} {'at once':>11} {'in blocks':>11} {'ratio':>6}")
     for task, shapes in (("cross_entropy", LOSSES), ("argmax", ARGMAXES)):
         for shape in shapes:
             pictures, classes, h, w, stride = shape
             runs = competitors(task, shape)
-            # The thrifty one first: memory that the other has had and given back would hide what it takes.
-            mb = {name: added_mb(runs[name]) for name in reversed(runs)}
             ms = milliseconds(runs, options.rounds)
             text = f"{pictures}x{classes}x{h * stride}x{w * stride} /{stride}"
-            cells = [f"{ms[name]:7.1f} ms" + ("" if mb[name] is None else f" {mb[name]:4.0f} MB") for name in ms]
-            print(f"{task:14} {text:>22} {cells[0]:>16} {cells[1]:>16} {ms['at once'] / ms['in blocks']:6.1f}")
+            cells = [f"{ms[name]:7.1f} ms" for name in ms]
+            print(f"{task:14} {text:>22} {cells[0]:>11} {cells[1]:>11} {ms['at once'] / ms['in blocks']:6.1f}")
             rows.append({"task": task, "pictures": pictures, "classes": classes, "height": h * stride,
-                         "width": w * stride, "stride": stride, "ms": ms, "added_mb": mb})  # fmt: skip
+                         "width": w * stride, "stride": stride, "ms": ms})  # fmt: skip
     found = {
         "command": " ".join(["python", "benchmarks/dense_tail.py", *sys.argv[1:]]),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fullyconv.checking import check
 from fullyconv.config import Classes
@@ -148,3 +149,18 @@ def test_camvid_has_the_pixels_that_were_counted_elsewhere(shared: Path) -> None
     counts = dict(zip(names, report.counts["out"].tolist(), strict=True))
     assert (counts["sky"], counts["bicyclist"], counts["road"]) == (10_682_767, 184_967, 20_076_880)
     assert report.void["out"] == 2_503_995
+
+
+def test_what_is_done_to_pictures_on_the_way_in_is_said_once_for_each_kind(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for half in ("images", "labels"):
+            (tmp_path / half / split).mkdir(parents=True)
+        for i in range(3):
+            deep = np.full((4, 5), 1000 * (i + 1), np.uint16)
+            Image.fromarray(deep).save(tmp_path / "images" / split / f"{i}.png")
+            Image.fromarray(np.array([[0, 1, 0, 1, 0]] * 4, np.uint8)).save(tmp_path / "labels" / split / f"{i}.png")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (note,) = check(open_folder(tmp_path)).notes
+    assert note.startswith(
+        "3 of 3 pictures: 16 bits scaled to 8, as in 0: 16 bits scaled to 8 (divided by 257; values 1000"
+    )

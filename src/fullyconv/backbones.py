@@ -284,7 +284,11 @@ def _measure(name: str, located: Located, size: int) -> Tap:
     place = located.where
     if not isinstance(place, Place) or place.axes != (-2, -1) or len(located.shape) != 4:
         reason = place.reason if isinstance(place, Lost) else f"it has shape {located.shape}, expected (B, C, h, w)"
-        raise SurgeryError(f"the map '{name}' lies nowhere on the picture: {reason}", path=name)
+        raise SurgeryError(
+            f"the map '{name}' lies nowhere on the picture: {reason}; expected a net of convolutions and pools, whose "
+            "maps keep their rows and columns (vision transformers do not)",
+            path=name,
+        )
     try:
         grid = place.grid
     except AlignmentError as error:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fullyconv.datasets.base import SegmentationDataset
+from fullyconv.datasets.base import Sample, SegmentationDataset
 from fullyconv.errors import DatasetError, ImageError
 
 Counts = Mapping[str, npt.NDArray[np.int64]]
@@ -48,12 +48,14 @@ class CheckReport:
         counts: for each head, pixels of each class, (K,) int64 in channel order; void is not counted.
         void: for each head, void pixels.
         sizes: (height, width) of each readable picture, in the order of the samples.
+        notes: what was done to pictures on the way in, such as a turn by EXIF or 16 bits made 8: a line for each kind.
     """
 
     findings: tuple[Finding, ...]
     counts: Counts
     void: Mapping[str, int]
     sizes: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -91,19 +93,19 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
     sizes: list[tuple[int, int]] = []
     bad: list[Finding] = []
     bare: list[str] = []
+    noted: dict[str, list[str]] = {}
 
-    def look(index: int) -> tuple[str, tuple[int, int], dict[str, npt.NDArray[np.int64]]] | Finding:
+    def look(index: int) -> tuple[Sample, dict[str, npt.NDArray[np.int64]]] | Finding:
         try:
             sample = data[index]
         except ImageError as error:
             kind: Literal["picture", "label"] = "label" if error.path == data.paths(index)[1] else "picture"
             return Finding(kind, "error", (str(error.path),), str(error))
-        height, width = sample.image.shape[:2]
         pixels = {
             head: np.bincount(labels.ravel(), minlength=tables[head].void + 1).astype(np.int64)
             for head, labels in sample.labels.items()
         }
-        return sample.name, (height, width), pixels
+        return sample, pixels
 
     # Threads, not processes: decoding leaves the interpreter free, and the data set need not be copied.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -111,13 +113,16 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
             if isinstance(result, Finding):
                 bad.append(result)
             else:
-                name, size, pixels = result
-                sizes.append(size)
+                sample, pixels = result
+                sizes.append((sample.image.shape[0], sample.image.shape[1]))
+                for note in sample.notes:
+                    # What is in brackets is of one file, such as the range of its values.
+                    noted.setdefault(note.partition(" (")[0], []).append(f"{sample.name}: {note}")
                 for head, found in pixels.items():
                     counts[head] += found[: len(tables[head])]
                     void[head] += int(found[tables[head].void])
                 if not any(found[: len(tables[head])].any() for head, found in pixels.items()):
-                    bare.append(name)
+                    bare.append(sample.name)
             if on_progress:
                 on_progress(done, len(data))
 
@@ -131,7 +136,8 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
             Finding("void", "warning", tuple(bare), f"{len(bare)} pictures hold no labelled pixel, and teach nothing")
         )
     findings.sort(key=lambda finding: finding.severity)  # "error" before "warning"; the sort is stable
-    return CheckReport(tuple(findings), counts, void, tuple(sizes))
+    notes = tuple(f"{len(files)} of {len(data)} pictures: {kind}, as in {files[0]}" for kind, files in noted.items())
+    return CheckReport(tuple(findings), counts, void, tuple(sizes), notes)
 
 
 def _of_classes(data: SegmentationDataset, head: str, counts: npt.NDArray[np.int64], void: int) -> list[Finding]:

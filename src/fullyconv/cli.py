@@ -373,13 +373,13 @@ def check(data: Data, json: Json = None, dataset: Dataset = "folder") -> None:
         }
         results[split] = {
             "pictures": len(pictures),
-            "notes": list(pictures.notes),
+            "notes": [*pictures.notes, *report.notes],
             "findings": [asdict(finding) for finding in report.findings],
             "pixels": counts,
             "void": dict(report.void),
         }
         if str(json) != "-":
-            for note in pictures.notes:
+            for note in (*pictures.notes, *report.notes):
                 console.print(note, style="dim", markup=False, soft_wrap=True)
             for head in counts:
                 console.print(counts_table(counts[head], report.void[head], f"{split}: {len(pictures)} pictures"))

@@ -167,8 +167,8 @@ def _checked(
             # A val split of one class can still be scored.
             unusable = tuple(found for found in held_out.findings if found.kind in ("picture", "label"))
             replace(held_out, findings=unusable).raise_for_errors()
-            for finding in report.findings:
-                tell(Said(finding.detail))
+            for line in (*report.notes, *held_out.notes, *(finding.detail for finding in report.findings)):
+                tell(Said(line))
             counts[id(train_data)] = report.counts
     return [counts[id(train_data)] for train_data, _ in opened]
 

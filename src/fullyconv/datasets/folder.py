@@ -357,8 +357,8 @@ def _from_text(path: Path, notes: list[str]) -> Classes:
         )
     entries = []
     for i, line in enumerate(lines):
-        marked = line.endswith(" ignore")
-        name = line.removesuffix(" ignore").strip()
+        marked = line.lower().endswith(" ignore")
+        name = line[: -len(" ignore")].strip() if marked else line
         entries.append({"id": i, "name": name, "colour": voc_colour(i), "ignore": marked or name.lower() in VOID_NAMES})
     return _table(path, entries, notes)
 
