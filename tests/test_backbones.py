@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,17 +17,20 @@ from torch import Tensor, nn
 
 from fullyconv import backbones
 from fullyconv.backbones import BACKBONES, Backbone, Spec, backbone, describe
-from fullyconv.config import INPUTS, InputConfig
+from fullyconv.building import build
+from fullyconv.config import INPUTS, Geometry, InputConfig, ModelConfig
 from fullyconv.errors import CheckpointError, ConfigError, SurgeryError, UnknownName
+from fullyconv.explanation import explain
 from fullyconv.geometry import Grid
 from fullyconv.model import Preprocess
+from fullyconv.presets import fcn8s, fcn16s, fcn32s
 from fullyconv.surgery import plan
 from fullyconv.weights import read_weights
 
 
 def maps_at(made: Backbone, height: int, width: int) -> dict[str, Tensor]:
     """On the meta device nothing is computed, but every shape is."""
-    channels = len(made.input.mean)
+    channels = len(made.inputs[0].mean)
     return made.eval()(torch.zeros(1, channels, height, width, device=next(made.parameters()).device))
 
 
@@ -39,9 +42,13 @@ def test_taps_are_as_large_as_they_say(name: str) -> None:
     made = describe(name)
     strides = [tap.grid.stride for tap in made.taps.values()]
     assert strides == sorted(strides)
-    assert len(strides) >= 3
     coarsest = int(strides[-1])
-    assert coarsest in (16, 32)
+    if name.startswith("fcn_resnet"):
+        assert {tap: of.channels for tap, of in made.taps.items()} == {"head": 512}
+        assert coarsest == 8
+    else:
+        assert len(strides) >= 3
+        assert coarsest in (16, 32)
     least = -(-made.minimum // coarsest) * coarsest
     for height, width in ((least, least + 3 * coarsest), (10 * coarsest, 7 * coarsest)):
         maps = maps_at(made, height, width)
@@ -90,7 +97,7 @@ def test_the_papers_receptive_fields_are_measured_from_torchvisions_nets() -> No
 def test_vgg16_has_the_papers_taps() -> None:
     taps = describe("vgg16").taps
     assert {name: tap.channels for name, tap in taps.items()} == {
-        "pool1": 64, "pool2": 128, "pool3": 256, "pool4": 512, "fc7": 4096,
+        "pool1": 64, "pool2": 128, "pool3": 256, "pool4": 512, "pool5": 512, "fc7": 4096,
     }  # fmt: skip
     assert taps["pool3"].grid == Grid(Fraction(8), Fraction(7, 2), Fraction(44))
 
@@ -372,5 +379,104 @@ def test_timm_nets_with_attention_are_refused_with_the_reason(name: str, reason:
 
 def test_a_timm_nets_preprocessing_is_its_own() -> None:
     with torch.device("meta"):
-        assert backbone("timm/tf_efficientnet_lite0").input.mean == (127.5, 127.5, 127.5)
-        assert backbone("timm/regnetx_002").input.mean == pytest.approx(INPUTS["imagenet"].mean)
+        assert backbone("timm/tf_efficientnet_lite0").inputs[0].mean == (127.5, 127.5, 127.5)
+        assert backbone("timm/regnetx_002").inputs[0].mean == pytest.approx(INPUTS["imagenet"].mean)
+
+
+# The paper's nets
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "parameters", "field"),
+    [
+        ("caffenet", 57, 56_954_261, 355),
+        ("vgg16", 134, 134_346_581, 404),
+        ("bvlc_googlenet", 6, 5_995_077, 907),
+    ],
+)
+@pytest.mark.parametrize("geometry", ["same", "pad100"])
+def test_parameters_and_receptive_fields_are_those_of_table_1(
+    name: str, millions: int, parameters: int, field: int, geometry: Geometry
+) -> None:
+    with torch.device("meta"):
+        report = explain(build(fcn32s(name, 21, weights=None, geometry=geometry)))
+    assert (report.parameters, round(parameters / 1e6)) == (parameters, millions)
+    assert report.receptive_field == field
+    assert report.stride == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "crops"),
+    [
+        ("vgg16", fcn32s, [19]),
+        ("vgg16", fcn16s, [5, 27]),
+        ("vgg16", fcn8s, [5, 9, 31]),
+        ("caffenet", fcn32s, [18]),
+    ],
+)
+def test_crops_are_the_numbers_in_the_authors_nets(
+    name: str, preset: Callable[..., ModelConfig], crops: list[int]
+) -> None:
+    with torch.device("meta"):
+        report = explain(build(preset(name, 21, weights=None, geometry="pad100")))
+    assert [crop["crop"] for crop in report.crops] == crops
+    kernels = {"caffenet": [63], "vgg16": [4] * (len(crops) - 1) + [2 * 32 // 2 ** (len(crops) - 1)]}
+    assert [crop["kernel"] for crop in report.crops] == kernels[name]
+
+
+@pytest.mark.parametrize("name", ["caffenet", "vgg16", "bvlc_googlenet"])
+def test_the_authors_geometry_covers_every_picture(name: str) -> None:
+    with torch.device("meta"):
+        made = build(fcn8s(name, 2, weights=None, geometry="pad100")).eval()
+    border = {"caffenet": 100, "vgg16": 99, "bvlc_googlenet": 97}[name]
+    for size in ((1, 1), (2, 3), (33, 65), (500, 375), (227, 31)):
+        assert set(made.frame(*size)) == {border}
+        with torch.device("meta"):
+            scores = made.score_maps(torch.zeros(1, 3, *size))["out"]
+        grid = made.heads["out"].grid
+        assert grid.offset <= 0
+        for pixels, cells in zip(size, scores.shape[2:], strict=True):
+            assert grid.offset + grid.stride * (cells - 1) >= pixels - 1 - grid.stride
+
+
+def test_pad100_is_refused_where_there_is_no_first_convolution_to_pad() -> None:
+    with pytest.raises(SurgeryError, match="geometry pad100: the picture is read by"):
+        backbone(
+            nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 16 * 16, 4)), image_size=32, geometry="pad100"
+        )
+    with pytest.raises(ConfigError, match="gives maps and is taken as it is"):
+        backbone("fcn_resnet50", geometry="pad100")
+
+
+def test_taps_of_a_classifier_of_ones_own_can_be_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 64, 5))
+    made = backbone(net, image_size=32, taps={"early": "1", "late": "2"})
+    assert [(name, int(tap.grid.stride)) for name, tap in made.taps.items()] == [("early", 2), ("late", 4)]
+
+
+def test_torchvisions_trained_head_is_kept_whole() -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=4).eval()
+    ours = build(
+        ModelConfig.parse(
+            {
+                "backbone": "fcn_resnet50",
+                "weights": None,
+                "align": "interpolate",
+                "heads": {"out": {"classes": 4, "skips": [{"tap": "head"}]}},
+            }
+        )
+    ).eval()
+    names = {f"backbone.net.net.{n}": n for n in theirs.state_dict()} | {
+        f"backbone.net.net.head.{i}.{p}": f"classifier.{i}.{p}"
+        for i in range(2)
+        for p in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
+    names |= {f"heads.out.score.head.0.{p}": f"classifier.4.{p}" for p in ("weight", "bias")}
+    state = theirs.state_dict()
+    ours.load_state_dict({name: state[names[name]] for name in ours.state_dict()})
+    for size in ((33, 47), (64, 95), (97, 30)):
+        picture = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+        with torch.no_grad():
+            want = theirs(ours.normalise(picture))["out"]
+            torch.testing.assert_close(ours(picture)["out"], want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))

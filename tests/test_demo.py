@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fullyconv import demo as story
-from fullyconv.backbones import TinyVGG
+from fullyconv.classifiers import TinyVGG
 from fullyconv.datasets.scenes import Scenes
 from fullyconv.events import Event, Step
 

@@ -14,14 +14,14 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from fullyconv.backbones import Backbone, Tap
-from fullyconv.config import INPUTS, Classes
+from fullyconv.config import INPUTS, Classes, HeadConfig, SkipConfig
 from fullyconv.datasets.base import Sample
 from fullyconv.errors import ConfigError, DatasetError, ImageError
 from fullyconv.evaluation import evaluate, protocol, results
 from fullyconv.geometry import Grid
 from fullyconv.inference import Predictor, tiled
 from fullyconv.metrics import ConfusionMatrix
-from fullyconv.model import FCN, Skip
+from fullyconv.model import FCN
 
 COLOURS = Classes.of("red", "green", "blue")
 SIZES = [(7, 9), (12, 5), (1, 1), (30, 20), (7, 9), (16, 16)]
@@ -39,9 +39,7 @@ def colour_net(*heads: str) -> FCN:
     backbone = Backbone(Pixels(), {"pixels": Tap(3, Grid())}, input=INPUTS["raw"])
     net = FCN(
         backbone,
-        {head: [Skip("pixels")] for head in heads},
-        dict.fromkeys(heads, 3),
-        dropout=dict.fromkeys(heads, 0.5),
+        dict.fromkeys(heads, HeadConfig(classes=3, skips=(SkipConfig(tap="pixels"),), dropout=0.5)),
     )
     for head in heads:
         with torch.no_grad():

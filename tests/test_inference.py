@@ -23,7 +23,7 @@ from fullyconv.config import INPUTS, HeadConfig, ModelConfig, SkipConfig
 from fullyconv.errors import ConfigError, ImageError
 from fullyconv.geometry import Grid
 from fullyconv.inference import Predictor, tiled, whole
-from fullyconv.model import FCN, Skip
+from fullyconv.model import FCN
 
 # --- nets -------------------------------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ def stacked(specs: list[Spec], tapped: list[int], context: int = 0) -> FCN:
         f"layer{i}": Tap(4, grids[i], cells - side // int(grids[i].stride))
         for i, cells in zip(tapped, sizes, strict=True)
     }
-    skips: list[Skip] = []
+    skips: list[SkipConfig] = []
     for name, tap in reversed(taps.items()):
         last = taps[skips[-1].tap].grid if skips else None
         if (
@@ -77,8 +77,8 @@ def stacked(specs: list[Spec], tapped: list[int], context: int = 0) -> FCN:
             or last.stride > tap.grid.stride
             or (last.stride, last.offset) == (tap.grid.stride, tap.grid.offset)
         ):
-            skips.append(Skip(name, init="gaussian", context=context))
-    return excited(FCN(Backbone(stack, taps, input=INPUTS["imagenet"]), {"out": skips}, {"out": 3}))
+            skips.append(SkipConfig(tap=name, init="gaussian", context=context))
+    return excited(FCN(Backbone(stack, taps, input=INPUTS["imagenet"]), {"out": HeadConfig(classes=3, skips=skips)}))
 
 
 @st.composite

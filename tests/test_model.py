@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fullyconv.backbones import backbone
+from fullyconv.backbones import Backbone, Streams, backbone
 from fullyconv.building import build
-from fullyconv.config import INPUTS, InputConfig
+from fullyconv.config import INPUTS, HeadConfig, InputConfig, ModelConfig, SkipConfig
 from fullyconv.errors import AlignmentError, ConfigError, UnknownName
-from fullyconv.model import FCN, Preprocess, Skip
+from fullyconv.model import FCN, Preprocess
 from fullyconv.presets import fcn, fcn8s, fcn16s, fcn32s
 from fullyconv.transplant import transplant
 
@@ -43,12 +43,20 @@ def unpadded() -> nn.Module:
     )
 
 
+def skips(*taps: str, init: str = "zeros") -> tuple[SkipConfig, ...]:
+    return tuple(SkipConfig(tap=tap, init=init) for tap in taps)  # type: ignore[arg-type]
+
+
+def one_head(trunk: Backbone, *taps: str, classes: int = 2) -> FCN:
+    return FCN(trunk, {"out": HeadConfig(classes=classes, skips=skips(*taps))})
+
+
 @functools.cache
 def model(name: str) -> FCN:
     torch.manual_seed(0)
     if name == "unpadded":
         trunk = backbone(unpadded(), image_size=96)
-        made = FCN(trunk, {"out": [Skip(tap) for tap in reversed(trunk.taps)]}, {"out": 4})
+        made = one_head(trunk, *reversed(trunk.taps), classes=4)
     else:
         # The coarsest score reads no context, which would only cost time here.
         made = build(fcn(16 if name == "alexnet" else 8, name, 4, weights=None, context=0))
@@ -106,7 +114,7 @@ def test_the_frame_makes_whole_strides_and_begins_at_the_same_place(name: str, h
 def coarsest_only(name: str) -> FCN:
     with torch.device("meta"):
         trunk = backbone(unpadded() if name == "unpadded" else name, image_size=96)
-        return FCN(trunk, {"out": [Skip(list(trunk.taps)[-1])]}, {"out": 1}).eval()
+        return one_head(trunk, list(trunk.taps)[-1], classes=1).eval()
 
 
 @pytest.mark.parametrize("name", ["tinyvgg", "squeezenet1_0", "resnet18", "alexnet", "unpadded"])
@@ -159,7 +167,8 @@ def test_a_ramp_comes_out_of_any_averaging_net_as_it_went_in(
     trunk = backbone(net, input=raw, image_size=120)
     taps = list(reversed(trunk.taps))
     try:
-        made = FCN(trunk, {"out": [Skip(tap) for tap in taps]}, {"out": 1}, learned={"out": learned}).double()
+        head = HeadConfig(classes=1, skips=skips(*taps), upsampling="learned" if learned else "fixed")
+        made = FCN(trunk, {"out": head}).double()
     except AlignmentError as error:
         # Odd paddings may put a finer map a part of a cell off, which a transposed convolution cannot follow.
         assert learned or "does not follow a coarser one" in str(error)  # noqa: PT017
@@ -189,7 +198,8 @@ def bounded() -> FCN:
         nn.Sequential(nn.Conv2d(6, 6, 4, 2, 1), nn.ELU(), nn.Conv2d(6, 6, 3, padding=2, dilation=2)),
     )
     trunk = backbone(net, image_size=96)
-    made = FCN(trunk, {"out": [Skip("stride8", context=4), Skip("stride4"), Skip("stride2")]}, {"out": 3})
+    read = (SkipConfig(tap="stride8", context=4), *skips("stride4", "stride2"))
+    made = FCN(trunk, {"out": HeadConfig(classes=3, skips=read)})
     enliven(made)
     return made.double().eval()
 
@@ -281,26 +291,27 @@ def test_skips_must_be_listed_coarse_to_fine() -> None:
     with pytest.raises(
         AlignmentError, match=r"the skip 'stride32' at .* does not follow a coarser one.*coarse to fine"
     ):
-        FCN(backbone("tinyvgg"), {"out": [Skip("stride16"), Skip("stride32")]}, {"out": 2})
+        one_head(backbone("tinyvgg"), "stride16", "stride32")
 
 
 def test_a_tap_is_read_once() -> None:
     with pytest.raises(ConfigError, match="the tap 'stride16' is listed twice"):
-        FCN(backbone("tinyvgg"), {"out": [Skip("stride16"), Skip("stride16")]}, {"out": 2})
+        one_head(backbone("tinyvgg"), "stride16", "stride16")
 
 
 def test_an_unknown_tap_is_told_with_near_names() -> None:
     with pytest.raises(UnknownName, match="no tap 'stride12'; did you mean 'stride") as caught:
-        FCN(backbone("tinyvgg"), {"out": [Skip("stride12")]}, {"out": 2})
+        one_head(backbone("tinyvgg"), "stride12")
     assert "stride2" in caught.value.near
 
 
 def test_several_heads_have_their_own_classes_skips_and_upsampling() -> None:
     made = FCN(
         backbone("tinyvgg"),
-        {"semantic": [Skip("stride32"), Skip("stride16"), Skip("stride8")], "geometric": [Skip("stride32")]},
-        {"semantic": 33, "geometric": 3},
-        learned={"semantic": True},
+        {
+            "semantic": HeadConfig(classes=33, skips=skips("stride32", "stride16", "stride8"), upsampling="learned"),
+            "geometric": HeadConfig(classes=3, skips=skips("stride32")),
+        },
     ).eval()
     logits = made(torch.zeros(1, 3, 33, 65))
     assert {name: tuple(out.shape) for name, out in logits.items()} == {
@@ -317,7 +328,10 @@ def test_several_heads_have_their_own_classes_skips_and_upsampling() -> None:
 
 def test_the_scale_of_a_skip_multiplies_its_map() -> None:
     trunk = backbone("tinyvgg").eval()
-    plain, scaled = (FCN(trunk, {"out": [Skip("stride32", scale=s)]}, {"out": 2}).eval() for s in (1.0, 0.01))
+    plain, scaled = (
+        FCN(trunk, {"out": HeadConfig(classes=2, skips=(SkipConfig(tap="stride32", scale=s),))}).eval()
+        for s in (1.0, 0.01)
+    )
     enliven(plain)
     transplant(plain.state_dict(), scaled)
     bias = plain.heads["out"].score["stride32"][-1].bias.view(1, -1, 1, 1)
@@ -331,9 +345,7 @@ def test_the_scale_of_a_skip_multiplies_its_map() -> None:
 def test_score_layers_start_at_zero_or_gaussian_as_asked() -> None:
     made = FCN(
         backbone("tinyvgg"),
-        {"out": [Skip("stride32", init="gaussian"), Skip("stride16")]},
-        {"out": 50},
-        dropout={"out": 0.5},
+        {"out": HeadConfig(classes=50, skips=skips("stride32", init="gaussian") + skips("stride16"), dropout=0.5)},
     )
     coarse, fine = (made.heads["out"].score[tap] for tap in ("stride32", "stride16"))
     assert 0.008 < float(coarse[-1].weight.detach().std()) < 0.012
@@ -354,7 +366,7 @@ def test_bgr_minus_mean_is_what_caffe_nets_are_fed() -> None:
 @pytest.mark.parametrize("name", sorted(INPUTS))
 def test_uint8_and_float_pictures_agree(name: str) -> None:
     layer = Preprocess(INPUTS[name])
-    picture = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    picture = torch.randint(0, 256, (2, len(INPUTS[name].mean), 5, 7), dtype=torch.uint8)
     assert torch.equal(layer(picture), layer(picture.float()))
     assert layer(picture).dtype == torch.float32
 
@@ -389,3 +401,142 @@ def test_training_reaches_every_parameter() -> None:
     enliven(made)
     made(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))["out"].square().mean().backward()
     assert [name for name, p in made.named_parameters() if p.grad is None] == []
+
+
+# What a head can be
+
+
+HEAD = {"classes": 3, "skips": skips("stride32", "stride16", "stride8", init="gaussian")}
+
+
+def variant(**options: object) -> FCN:
+    """On one trunk, alive and the same for all but what the options change."""
+    torch.manual_seed(0)
+    made = FCN(backbone("tinyvgg").double(), {"out": HeadConfig.parse(HEAD | options)}).double()
+    enliven(made)
+    return made.eval()
+
+
+def pictures(*size: int, channels: int = 3) -> Tensor:
+    return 255 * torch.rand(1, channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def test_max_fusion_keeps_the_larger_of_two_scores() -> None:
+    made, summed = variant(fusion="max"), variant()
+    head = made.heads["out"]
+    maps = made.backbone(made.preprocess(pictures(64, 96)))
+    scores = {skip.tap: head.score[skip.tap](maps[skip.tap]) for skip in head.skips}
+    total = scores["stride32"]
+    for tap in ("stride16", "stride8"):
+        total = torch.maximum(head.align[tap](total, tuple(scores[tap].shape[2:])), scores[tap])
+    torch.testing.assert_close(head.score_map(maps), total)
+    assert not torch.allclose(summed.score_maps(pictures(64, 96))["out"], total)
+
+
+def test_maps_on_one_grid_are_averaged_and_strides_are_summed() -> None:
+    streams = Streams({name: backbone("tinyvgg").double().eval() for name in ("a", "b")})
+    read = skips("a/stride32", "b/stride32", "a/stride16", "b/stride16", init="gaussian")
+    image = pictures(64, 96, channels=6)
+    made = {}
+    for fusion in ("sum", "mean"):
+        torch.manual_seed(1)
+        made[fusion] = FCN(streams, {"out": HeadConfig(classes=3, skips=read, fusion=fusion)}).double().eval()  # type: ignore[arg-type]
+        enliven(made[fusion])
+    made["mean"].load_state_dict(made["sum"].state_dict())
+    with torch.no_grad():
+        total, mean = (one.score_maps(image)["out"] for one in made.values())
+    assert float(total.abs().max()) > 1e-3
+    torch.testing.assert_close(mean, total / 2)
+
+
+def test_streams_read_their_own_channels() -> None:
+    inputs = {"color": INPUTS["nyud-color"], "hha": INPUTS["nyud-hha"]}
+    streams = Streams({name: backbone("tinyvgg", input=of).double().eval() for name, of in inputs.items()})
+    made = FCN(streams, {"out": HeadConfig(classes=2, skips=skips("color/stride32", "hha/stride32"))}).double().eval()
+    image = pictures(40, 50, channels=6)
+    with torch.no_grad():
+        maps = made.backbone(made.preprocess(image))
+        changed = made.backbone(made.preprocess(torch.cat([image[:, :3], image[:, 3:].flip(3)], 1)))
+        alone = streams.streams["color"](Preprocess(inputs["color"]).double()(image[:, :3]))  # type: ignore[operator]
+    assert made.channels == 6
+    assert torch.equal(maps["color/stride8"], changed["color/stride8"])
+    assert not torch.allclose(maps["hha/stride8"], changed["hha/stride8"])
+    inner = maps["color/stride2"][..., 4:16, 4:16]
+    torch.testing.assert_close(inner, alone["stride2"][..., 4:16, 4:16], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("resolution", ["half", "double"])
+@pytest.mark.parametrize("size", [(33, 50), (1, 1), (64, 31)])
+def test_logits_of_another_resolution_lie_on_the_pixels_that_they_share(resolution: str, size: tuple[int, int]) -> None:
+    made, equal = variant(resolution=resolution), variant()
+    with torch.no_grad():
+        logits, want = made(pictures(*size))["out"], equal(pictures(*size))["out"]
+    if resolution == "half":
+        assert logits.shape[2:] == (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
+        torch.testing.assert_close(logits, want[..., ::2, ::2])
+    else:
+        assert logits.shape[2:] == (2 * size[0], 2 * size[1])
+        torch.testing.assert_close(logits[..., ::2, ::2], want)
+    head = made.heads["out"]
+    labels = torch.arange(size[0] * size[1]).view(1, *size)
+    assert head.labels_on(labels).shape[1:] == logits.shape[2:]
+    with torch.no_grad():
+        found = head.pixels(made.score_maps(pictures(*size))["out"], size)
+    assert found.shape[2:] == size
+    if resolution == "double":
+        torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("resolution", ["half", "equal", "double"])
+@pytest.mark.parametrize("kernel", ["learned", "full"])
+@pytest.mark.parametrize("stepwise", [False, True])
+@pytest.mark.parametrize("net", ["tinyvgg", "resnet18"])
+def test_learned_kernels_start_bilinear_in_every_form(net: str, stepwise: bool, kernel: str, resolution: str) -> None:
+    trunk = backbone(net).eval()
+    options = {"upsampling": kernel, "last_upsampling": kernel, "stepwise": stepwise, "resolution": resolution}
+    head = HeadConfig.parse({"classes": 2, "skips": skips("stride32", "stride16", init="gaussian")} | options)
+    made = FCN(trunk, {"out": head}).eval()
+    enliven(made)
+    fixed = FCN(trunk, {"out": head.model_copy(update={"upsampling": "fixed", "last_upsampling": "fixed"})}).eval()
+    transplant(made.state_dict(), fixed)
+    kernels = [name for name, _ in made.named_parameters() if "upsample" in name or "align" in name]
+    per_step = {"half": 3, "equal": 4, "double": 5}[resolution] if stepwise else 1
+    assert len(kernels) == 1 + per_step
+    with torch.no_grad():
+        ours, want = made(pictures(50, 61))["out"], fixed(pictures(50, 61))["out"]
+    if made.heads["out"].upsample.target == fixed.heads["out"].upsample.target:
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+    assert ours.shape == want.shape
+    made(pictures(50, 61))["out"].square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for n, p in made.named_parameters() if n in kernels)
+
+
+def test_early_fusion_widens_the_first_layer_by_its_mean() -> None:
+    three = build(fcn(8, "tinyvgg", 3, weights=None)).eval()
+    depth = INPUTS["nyud-color-depth"]
+    four = build(fcn(8, "tinyvgg", 3, weights=None, input=depth)).eval()
+    assert four.channels == 4
+    first = four.backbone.net.features.get_submodule("0").weight
+    torch.testing.assert_close(first[:, 3], first[:, :3].mean(1))
+    assert four(torch.zeros(1, 4, 33, 40))["out"].shape == (1, 3, 33, 40)
+    assert three.channels == 3
+
+
+def test_a_net_of_convolutions_alone_has_the_maps_where_they_were() -> None:
+    pooled, convolved = (backbone("tinyvgg", pools=pools) for pools in ("keep", "convolution"))  # type: ignore[arg-type]
+    assert not [m for m in convolved.modules() if isinstance(m, nn.MaxPool2d | nn.AvgPool2d)]
+    assert {name: tap.grid for name, tap in pooled.taps.items()} == {n: t.grid for n, t in convolved.taps.items()}
+    made = build(fcn(8, "tinyvgg", 3, weights=None).model_copy(update={"pools": "convolution"}))
+    enliven(made)
+    made(torch.rand(1, 3, 70, 50) * 255)["out"].square().mean().backward()
+    assert [name for name, p in made.named_parameters() if p.grad is None] == []
+
+
+def test_interpolation_to_the_picture_refuses_crops_and_kernels() -> None:
+    head = HeadConfig(classes=2, skips=skips("stride32"), last_upsampling="learned")
+    with pytest.raises(ConfigError, match="no kernels to learn"):
+        FCN(backbone("tinyvgg"), {"out": head}, interpolate=True)
+    with pytest.raises(ConfigError, match="knows no crops"):
+        ModelConfig.parse(
+            {"backbone": "vgg16", "align": "interpolate", "geometry": "pad100", "heads": {"out": HEAD | {"classes": 2}}}
+        )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
+import torch
 from torch import nn
 
 from fullyconv import presets
-from fullyconv.backbones import backbone
+from fullyconv.backbones import backbone, describe
 from fullyconv.building import build
-from fullyconv.config import Classes
+from fullyconv.config import INPUTS, Classes
 from fullyconv.errors import ConfigError, UnknownName
 
 
@@ -68,8 +71,8 @@ def test_an_unknown_backbone_says_which_are_near() -> None:
 
 def test_every_preset_is_in_the_table_under_its_own_name() -> None:
     for name, preset in presets.PRESETS.items():
-        assert preset.__name__ == name
-        assert getattr(presets, name) is preset
+        assert isinstance(preset, functools.partial)
+        assert getattr(presets, name.replace("-", "_")) is preset
 
 
 @pytest.mark.parametrize("name", ["a.b", "../x", "", "keys"])
@@ -88,3 +91,48 @@ def test_a_classifier_of_another_size_is_wrapped_with_it() -> None:
 def test_the_finest_preset_is_the_default() -> None:
     assert presets.finest("squeezenet1_0") == "fcn4s"
     assert presets.finest("alexnet") == "fcn8s"
+
+
+def test_learning_all_at_once_scales_each_skip_by_a_hundredth_of_the_one_before() -> None:
+    read = presets.fcn8s_at_once("vgg16").heads["out"].skips
+    assert [(skip.tap, skip.scale) for skip in read] == [("fc7", 1.0), ("pool4", 1e-2), ("pool3", 1e-4)]
+
+
+@pytest.mark.parametrize("tap", ["pool3", "pool4", "pool5"])
+def test_a_single_tap_is_scored_alone(tap: str) -> None:
+    assert skips(presets.single_tap(tap, "vgg16")) == [tap]
+    with torch.device("meta"):
+        model = build(presets.single_tap(tap, "vgg16", 3, weights=None))
+        assert model(torch.zeros(1, 3, 40, 50))["out"].shape == (1, 3, 40, 50)
+    assert model.stride == {"pool3": 8, "pool4": 16, "pool5": 32}[tap]
+
+
+def test_a_single_tap_that_is_not_there_is_told_with_near_names() -> None:
+    with pytest.raises(UnknownName, match="no tap 'pool6'; did you mean 'pool"):
+        presets.single_tap("pool6", "vgg16")
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_late_fusion_reads_every_tap_of_every_stream(stride: int) -> None:
+    inputs = {"color": INPUTS["nyud-color"], "hha": INPUTS["nyud-hha"]}
+    config = presets.late_fusion(inputs, "tinyvgg", 5, stride=stride, weights=None)
+    taps = [f"{stream}/stride{s}" for s in (32, 16, 8) if s >= stride for stream in ("color", "hha")]
+    assert skips(config) == taps
+    model = build(config)
+    assert model.channels == 6
+    assert model(torch.zeros(1, 6, 70, 33))["out"].shape == (1, 5, 70, 33)
+    assert model.config is not None
+    assert {name: stream.input for name, stream in model.config.streams.items()} == inputs
+
+
+@pytest.mark.parametrize("name", ["caffenet", "vgg16", "bvlc_googlenet", "resnet18", "squeezenet1_1"])
+@pytest.mark.parametrize("stride", [32, 16, 8, 4, 2])
+def test_every_stride_that_a_backbone_has_a_map_of_is_built(name: str, stride: int) -> None:
+    strides = {int(tap.grid.stride) for tap in describe(name).taps.values()}
+    if stride not in strides:
+        with pytest.raises(ConfigError, match="no map of stride"):
+            presets.fcn(stride, name)
+        return
+    with torch.device("meta"):
+        model = build(presets.fcn(stride, name, 3, weights=None)).eval()
+        assert model(torch.zeros(1, 3, 45, 77))["out"].shape == (1, 3, 45, 77)

@@ -77,7 +77,7 @@ def test_saved_probabilities_load_with_numpy_alone(with_scores: Segmentation, tm
 
 
 def test_learned_upsampling_gives_probabilities_too() -> None:
-    upsample = Upsample(Grid().conv(8, stride=8), Grid(), 3, learned=True)
+    upsample = Upsample(Grid().conv(8, stride=8), Grid(), 3, kernel="learned")
     score_map = ScoreMap(torch.randn(1, 3, 5, 6), upsample, (37, 45))
     assert sum(len(band) for band in score_map.probability_bands()) == 37
 

@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fullyconv.config import Upsampling
 from fullyconv.errors import AlignmentError
 from fullyconv.geometry import Grid
-from fullyconv.upsample import Upsample, bilinear_kernel
+from fullyconv.upsample import Border, Interpolate, Nearest, Steps, Upsample, bilinear_kernel
 
 PIXELS = Grid()
 
@@ -59,7 +60,7 @@ def test_learned_upsampling_starts_as_the_fixed_one(
     assume(factor > 1 or halves % 2 == 0)
     source = Grid(Fraction(2 * factor), Fraction(halves))
     target = Grid(Fraction(2))
-    fixed, learned = Upsample(source, target, 3), Upsample(source, target, 3, learned=True).double()
+    fixed, learned = Upsample(source, target, 3), Upsample(source, target, 3, kernel="learned").double()
     scores = random(1, 3, *cells)
     with torch.no_grad():
         torch.testing.assert_close(learned(scores, size), fixed(scores, size), rtol=0, atol=1e-6)
@@ -116,7 +117,7 @@ def test_rows_of_a_band_are_rows_of_the_whole() -> None:
     up = Upsample(Grid(Fraction(8), Fraction(7, 2)), PIXELS, 1)
     whole = up.matrix(6, 50)
     for start, rows in ((0, 7), (7, 20), (27, 23)):
-        assert torch.equal(up.matrix(6, rows, start=start), whole[start : start + rows])
+        assert torch.equal(up.matrix(6, 50, start=start, stop=start + rows), whole[start : start + rows])
     scores = random(1, 2, 6, 5).float()
     by_hand = whole @ scores @ up.matrix(5, 37).T
     torch.testing.assert_close(up(scores, (50, 37)), by_hand)
@@ -163,7 +164,7 @@ def test_the_field_holds_both_cells_that_are_read_and_no_more(stride: int, fine:
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_comes_out_in_float32(learned: bool, dtype: torch.dtype) -> None:
-    up = Upsample(vgg(4), PIXELS, 2, learned=learned)
+    up = Upsample(vgg(4), PIXELS, 2, kernel="learned" if learned else "fixed")
     scores = random(1, 2, 3, 3).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = up(scores, (12, 12))
@@ -174,13 +175,13 @@ def test_half_precision_comes_out_in_float32(learned: bool, dtype: torch.dtype) 
 
 def test_gradients_flow_through_both() -> None:
     for learned in (False, True):
-        up = Upsample(vgg(2), PIXELS, 2, learned=learned).double()
+        up = Upsample(vgg(2), PIXELS, 2, kernel="learned" if learned else "fixed").double()
         assert torch.autograd.gradcheck(lambda x, up=up: up(x, (5, 7)), random(1, 2, 3, 4).requires_grad_())
         assert [name for name, _ in up.named_parameters()] == (["weight"] if learned else [])
 
 
 def test_channels_do_not_mix() -> None:
-    up = Upsample(vgg(2), PIXELS, 3, learned=True)
+    up = Upsample(vgg(2), PIXELS, 3, kernel="learned")
     scores = torch.zeros(1, 3, 2, 2)
     scores[:, 1] = 1
     out = up(scores, (4, 4)).detach()
@@ -198,7 +199,7 @@ def test_channels_do_not_mix() -> None:
 )
 def test_what_cannot_be_is_refused_with_the_numbers(source: Grid, target: Grid, learned: bool, message: str) -> None:
     with pytest.raises(AlignmentError, match=message) as caught:
-        Upsample(source, target, 1, learned=learned)
+        Upsample(source, target, 1, kernel="learned" if learned else "fixed")
     assert caught.value.grids == (source, target)
 
 
@@ -209,3 +210,125 @@ def test_what_cannot_be_is_refused_with_the_numbers(source: Grid, target: Grid, 
 def test_the_bilinear_kernel_is_the_papers(size: int, line: list[float]) -> None:
     want = torch.tensor(line)
     torch.testing.assert_close(bilinear_kernel(size), torch.outer(want, want))
+
+
+# Zeros beyond the border: the authors' unpadded transposed convolution
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    factor=FACTORS,
+    whole=st.booleans(),
+    kernel=st.sampled_from(["fixed", "learned", "full"]),
+    crop=st.integers(0, 20),
+    cells=CELLS,
+)
+def test_with_zeros_beyond_the_border_it_is_the_transposed_convolution_cropped(
+    factor: int, whole: bool, kernel: Upsampling, crop: int, cells: tuple[int, int]
+) -> None:
+    taps = 2 * factor - 1 if whole else 2 * factor
+    source = Grid(Fraction(factor), Fraction(taps - 1, 2) - crop)
+    up = Upsample(source, PIXELS, 3, kernel=kernel, border="zero").double()
+    if up.learned:
+        assert up.crop == crop
+        with torch.no_grad():
+            up.weight.copy_(random(*up.weight.shape))
+        weight = up.weight if kernel == "full" else torch.eye(3)[:, :, None, None] * up.weight
+    else:
+        weight = torch.eye(3)[:, :, None, None] * bilinear_kernel(taps).double()
+    scores = random(2, 3, *cells)
+    everything = F.conv_transpose2d(scores, weight.double(), stride=factor)
+    size = (everything.shape[2] - crop, everything.shape[3] - crop)
+    if min(size) < 1:
+        return
+    with torch.no_grad():
+        torch.testing.assert_close(up(scores, size), everything[..., crop:, crop:], rtol=0, atol=1e-6)
+        # Pixels further out see no cell.
+        wider = up(scores, (size[0] + 2, size[1] + 3))
+    assert float(wider[..., size[0] :, :].abs().max()) < 1e-12
+    assert float(wider[..., size[1] :].abs().max()) < 1e-12
+
+
+# In steps of two
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=st.integers(1, 5),
+    offset=st.sampled_from([Fraction(0), Fraction(1, 2), Fraction(7, 2), Fraction(-3), Fraction(1, 3)]),
+    border=st.sampled_from(["edge", "zero"]),
+    cells=CELLS,
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+)
+def test_steps_are_the_product_of_their_matrices(
+    steps: int, offset: Fraction, border: Border, cells: tuple[int, int], size: tuple[int, int]
+) -> None:
+    up = Steps(Grid(Fraction(2**steps), offset), PIXELS, 2, border=border)
+    scores = random(1, 2, *cells)
+    down, across = (up.matrix(n, m, dtype=torch.float64) for n, m in zip(cells, size, strict=True))
+    torch.testing.assert_close(up(scores, size), down @ scores @ across.T, rtol=0, atol=1e-12)
+    band = slice(size[0] // 3, size[0] // 2 + 1)
+    part = up.matrix(cells[0], size[0], start=band.start, stop=band.stop, dtype=torch.float64)
+    torch.testing.assert_close(part, down[band], rtol=0, atol=1e-12)
+    if border == "edge":
+        torch.testing.assert_close(down.sum(1), torch.ones(size[0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("offset", [Fraction(7, 2), Fraction(0)])
+@pytest.mark.parametrize("border", ["edge", "zero"])
+def test_learned_steps_start_as_the_fixed_ones_and_keep_ramps(offset: Fraction, border: Border) -> None:
+    source = Grid(Fraction(8), offset - 16)
+    fixed, learned = (Steps(source, PIXELS, 2, kernel=kernel, border=border).double() for kernel in ("fixed", "full"))
+    scores = random(1, 2, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(learned(scores, (37, 30)), fixed(scores, (37, 30)), rtol=0, atol=1e-9)
+    assert len(list(learned.parameters())) == 3
+    ramp = (torch.arange(9, dtype=torch.float64) * 8 + float(source.offset)).expand(1, 2, 9, 9)
+    pixels = fixed(ramp, (40, 40))[0, 0, 0]
+    torch.testing.assert_close(pixels[8:], torch.arange(8, 40, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_steps_of_two_need_a_power_of_two() -> None:
+    with pytest.raises(AlignmentError, match="the factor is 12; expected a power of 2"):
+        Steps(Grid(Fraction(12)), PIXELS, 1)
+
+
+# As torch interpolates
+
+
+@settings(max_examples=40, deadline=None)
+@given(cells=CELLS, extra=st.tuples(st.integers(0, 50), st.integers(0, 50)), offset=st.integers(-9, 9))
+def test_interpolate_is_torchs_whatever_the_grid_says(
+    cells: tuple[int, int], extra: tuple[int, int], offset: int
+) -> None:
+    scores = random(1, 3, *cells)
+    size = (cells[0] + extra[0], cells[1] + extra[1])
+    up = Interpolate(Grid(Fraction(8), Fraction(offset)), PIXELS, 3)
+    want = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(up(scores, size), want, rtol=0, atol=1e-10)
+    rows = up.matrix(cells[0], size[0], start=size[0] // 2, dtype=torch.float64)
+    torch.testing.assert_close(rows, up.matrix(cells[0], size[0], dtype=torch.float64)[size[0] // 2 :])
+
+
+# Logits coarser or finer than pixels
+
+
+@settings(max_examples=40, deadline=None)
+@given(scale=st.sampled_from([Fraction(1, 2), Fraction(2)]), cells=CELLS, size=CELLS, kernel=st.booleans())
+def test_every_pixel_gets_the_logit_that_lies_on_it(
+    scale: Fraction, cells: tuple[int, int], size: tuple[int, int], kernel: bool
+) -> None:
+    upsample = Upsample(vgg(8), Grid(1 / scale), 2, kernel="learned" if kernel and scale == 2 else "fixed").double()
+    nearest = Nearest(upsample, scale)
+    scores = random(1, 2, *cells)
+    with torch.no_grad():
+        logits = upsample(scores, (nearest.size(size[0]), nearest.size(size[1])))
+        pixels = nearest(scores, size)
+    step = 2 if scale == 2 else 1
+    again = 1 if scale == 2 else 2
+    want = logits[..., ::step, ::step].repeat_interleave(again, 2).repeat_interleave(again, 3)
+    torch.testing.assert_close(pixels, want[..., : size[0], : size[1]], rtol=0, atol=0)
+    if not nearest.learned:
+        down, across = (nearest.matrix(n, m, dtype=torch.float64) for n, m in zip(cells, size, strict=True))
+        torch.testing.assert_close(down @ scores @ across.T, pixels, rtol=0, atol=1e-12)
+        assert torch.equal(nearest.matrix(cells[0], size[0], start=size[0] - 1, dtype=torch.float64), down[-1:])

@@ -10,24 +10,32 @@ import functools
 import math
 import urllib.error
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from fullyconv.config import INPUTS, InputConfig
+from fullyconv.classifiers import BVLCGoogLeNet, CaffeNet, TinyVGG
+from fullyconv.config import INPUTS, Geometry, InputConfig
 from fullyconv.errors import AlignmentError, CheckpointError, ConfigError, SurgeryError, UnknownName
 from fullyconv.geometry import Grid
 from fullyconv.locate import Located, Lost, Place, locate, locate_outputs, positions
 from fullyconv.lookup import lookup
-from fullyconv.surgery import Plan, plan
+from fullyconv.surgery import Plan, Pool, plan
 from fullyconv.taps import cut, find_taps
 from fullyconv.transplant import transplant
+from fullyconv.variants import convolve_pools, widen_input
 from fullyconv.weights import read_weights
+
+CHANNELS = 3
+"""Of the pictures that classifiers known by name are made for."""
+PAD = 100
+"""Pixels by which the authors' first layers pad: for any picture, fc6 then finds its 7x7 cells."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +61,30 @@ class Backbone(nn.Module):
 
     Attributes:
         taps: what there is to read, finest first.
-        input: the preprocessing that its weights expect.
+        inputs: the preprocessing that its weights expect; one for each of its streams, of which there is one mostly.
         minimum: pixels along one side from which on every map inside has a cell.
         plan: the surgery that made it, or None where there was none to do.
+        border: pixels of zeros that a picture needs on all sides, in the authors' geometry; None in ours, where they
+            depend on its size.
     """
 
     def __init__(
-        self, net: nn.Module, taps: Mapping[str, Tap], *, input: InputConfig, minimum: int = 1, plan: Plan | None = None
+        self,
+        net: nn.Module,
+        taps: Mapping[str, Tap],
+        *,
+        input: InputConfig | tuple[InputConfig, ...],
+        minimum: int = 1,
+        plan: Plan | None = None,
+        border: int | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.taps = dict(taps)
-        self.input = input
+        self.inputs = input if isinstance(input, tuple) else (input,)
         self.minimum = minimum
         self.plan = plan
+        self.border = border
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         maps = self.net(image)
@@ -76,30 +94,47 @@ class Backbone(nn.Module):
         return "\n".join(f"{name}: {tap.channels} channels, {tap.grid}" for name, tap in self.taps.items())
 
 
-class TinyVGG(nn.Module):
-    """Five blocks of convolution and pooling and two linear layers: a VGG that a laptop trains in a minute.
+class Streams(Backbone):
+    """Several backbones side by side, each of which reads channels of its own: taps are named ``STREAM/TAP``.
 
-    For demonstrations and tests: it has a flatten and hidden linear layers as the paper's nets have, 0.5 M parameters,
-    and needs no download. Made for 96x96 pictures.
+    The paper's late fusion (section 5, NYUDv2): a head that reads ``color/fc7`` and ``hha/fc7`` adds up their scores.
+
+    Raises:
+        ConfigError: the name of a stream cannot name a module, or the streams differ in what they do about borders.
+
+    Example:
+        >>> both = Streams({"color": backbone("tinyvgg"), "hha": backbone("tinyvgg")})
+        >>> sorted(both.taps)[:2], len(both.inputs)
+        (['color/stride16', 'color/stride2'], 2)
     """
 
-    def __init__(self, classes: int = 8) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        inputs = 3
-        for width in (16, 32, 48, 64, 96):
-            convolution = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-            inputs = width
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(
-            nn.Linear(inputs * 3 * 3, 192), nn.ReLU(inplace=True), nn.Dropout(0.1), nn.Linear(192, classes)
+    def __init__(self, streams: Mapping[str, Backbone]) -> None:
+        borders = {one.border for one in streams.values()}
+        wrong = next((name for name in streams if not name.isidentifier() or hasattr(nn.ModuleDict(), name)), None)
+        if wrong is not None or len(borders) > 1:
+            found = f"{wrong!r} cannot name a stream" if wrong is not None else f"borders of {borders} pixels"
+            raise ConfigError(f"streams: {found}; expected letters, digits and underscores, and one geometry")
+        # By stride, so that taps are listed finest first.
+        taps = {f"{name}/{tap}": of for name, one in streams.items() for tap, of in one.taps.items()}
+        super().__init__(
+            nn.Identity(),
+            dict(sorted(taps.items(), key=lambda item: item[1].grid.stride)),
+            input=tuple(config for one in streams.values() for config in one.inputs),
+            minimum=max(one.minimum for one in streams.values()),
+            plan=next(iter(streams.values())).plan,
+            border=borders.pop(),
         )
+        self.streams = nn.ModuleDict(dict(streams))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, 96, 96) -> class scores (B, classes)."""
-        scores: Tensor = self.classifier(torch.flatten(self.features(x), 1))
-        return scores
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = {}
+        first = 0
+        for name, one in self.streams.items():
+            assert isinstance(one, Backbone)
+            channels = sum(len(config.mean) for config in one.inputs)
+            maps |= {f"{name}/{tap}": of for tap, of in one(image[:, first : first + channels]).items()}
+            first += channels
+        return maps
 
 
 @dataclass(frozen=True)
@@ -110,6 +145,10 @@ class Spec:
         torchvision: name there; "" for a net of our own.
         weights: torchvision's name of the published weights; "" where there are none.
         image_size: side of the picture that the classifier was made for.
+        input: the preprocessing that goes with the published weights.
+        pool: "drop" discards a last global pool, as the paper does with GoogLeNet's.
+        context: channels of the block that presets put before the coarsest scores; None: 256 where there are no hidden
+            linear layers, else none.
         taps: names for taps and the modules whose output they are, finest first; empty: one tap a stride, named
             ``stride2``, ``stride4``, ..., each the last map through which all that is coarser must pass.
         make: builds a net of our own.
@@ -118,6 +157,9 @@ class Spec:
     torchvision: str = ""
     weights: str = "IMAGENET1K_V1"
     image_size: int = 224
+    input: str = "imagenet"
+    pool: Pool = "keep"
+    context: int | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
     make: Callable[[], nn.Module] | None = None
 
@@ -134,21 +176,65 @@ class Spec:
         return net
 
 
+class TorchvisionFCN(nn.Module):
+    """A ResNet dilated to stride 8 and all but the last layer of the head of torchvision's ``fcn_resnet50`` or 101.
+
+    Its one map of 512 channels is what the published score layer reads.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import torchvision
+
+        net = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+        self.backbone = net.backbone
+        self.head = nn.Sequential(*list(net.classifier)[:-1])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 512, H/8, W/8)."""
+        maps: Tensor = self.head(self.backbone(image)["out"])
+        return maps
+
+
 def _vgg(name: str, pools: tuple[int, ...]) -> Spec:
     taps = {f"pool{i}": f"features.{layer}" for i, layer in enumerate(pools, start=1)}
     return Spec(name, taps=taps | {"fc7": "classifier.5"})
 
 
 BACKBONES: Mapping[str, Spec] = {
-    "alexnet": Spec("alexnet", taps={"pool1": "features.2", "pool2": "features.5", "fc7": "classifier.5"}),
-    "vgg11": _vgg("vgg11", (2, 5, 10, 15)),
-    "vgg13": _vgg("vgg13", (4, 9, 14, 19)),
-    "vgg16": _vgg("vgg16", (4, 9, 16, 23)),
-    "vgg19": _vgg("vgg19", (4, 9, 18, 27)),
-    "vgg11_bn": _vgg("vgg11_bn", (3, 7, 14, 21)),
-    "vgg13_bn": _vgg("vgg13_bn", (6, 13, 20, 27)),
-    "vgg16_bn": _vgg("vgg16_bn", (6, 13, 23, 33)),
-    "vgg19_bn": _vgg("vgg19_bn", (6, 13, 26, 39)),
+    "caffenet": Spec(
+        make=CaffeNet,
+        weights="",
+        image_size=227,
+        input="caffe",
+        taps={"conv1": "relu1", "pool1": "pool1", "pool2": "pool2", "pool5": "pool5", "fc7": "drop7"},
+    ),
+    "bvlc_googlenet": Spec(
+        make=BVLCGoogLeNet,
+        weights="",
+        input="caffe",
+        pool="drop",
+        context=0,
+        taps={
+            "conv1": "conv1",
+            "pool1": "pool1",
+            "inception_3b": "inception_3b",
+            "inception_4e": "inception_4e",
+            "inception_5b": "inception_5b",
+        },
+    ),
+    "alexnet": Spec(
+        "alexnet",
+        taps={"pool1": "features.2", "pool2": "features.5", "pool5": "features.12", "fc7": "classifier.5"},
+    ),
+    "vgg11": _vgg("vgg11", (2, 5, 10, 15, 20)),
+    "vgg13": _vgg("vgg13", (4, 9, 14, 19, 24)),
+    "vgg16": _vgg("vgg16", (4, 9, 16, 23, 30)),
+    "vgg19": _vgg("vgg19", (4, 9, 18, 27, 36)),
+    "vgg11_bn": _vgg("vgg11_bn", (3, 7, 14, 21, 28)),
+    "vgg13_bn": _vgg("vgg13_bn", (6, 13, 20, 27, 34)),
+    "vgg16_bn": _vgg("vgg16_bn", (6, 13, 23, 33, 43)),
+    "vgg19_bn": _vgg("vgg19_bn", (6, 13, 26, 39, 52)),
     "googlenet": Spec("googlenet"),
     "squeezenet1_0": Spec("squeezenet1_0"),
     "squeezenet1_1": Spec("squeezenet1_1"),
@@ -163,12 +249,21 @@ BACKBONES: Mapping[str, Spec] = {
     "densenet121": Spec("densenet121"),
     "efficientnet_b0": Spec("efficientnet_b0"),
     "convnext_tiny": Spec("convnext_tiny"),
+    "fcn_resnet50": Spec(make=partial(TorchvisionFCN, "fcn_resnet50"), weights="", context=0),
+    "fcn_resnet101": Spec(make=partial(TorchvisionFCN, "fcn_resnet101"), weights="", context=0),
     "tinyvgg": Spec(make=TinyVGG, weights="", image_size=96),
 }
 
 
 def backbone(
-    name: str | nn.Module, *, weights: str | None = None, input: InputConfig | None = None, image_size: int = 224
+    name: str | nn.Module,
+    *,
+    weights: str | None = None,
+    input: InputConfig | None = None,
+    image_size: int = 224,
+    taps: Mapping[str, str] | None = None,
+    geometry: Geometry = "same",
+    pools: Literal["keep", "convolution"] = "keep",
 ) -> Backbone:
     """A backbone by name, or from a net of your own.
 
@@ -177,8 +272,14 @@ def backbone(
             that returns one or several maps, which is taken as it is.
         weights: "default" (the published ones), a .safetensors or .pth file of the classifier's weights, or None for
             random ones (a module keeps its own).
-        input: the preprocessing that the weights expect; None: the published weights' own.
+        input: the preprocessing that the weights expect; None: the published weights' own. With more than three
+            channels, the first layer is widened: new channels get the mean of the others' weights, as the authors did
+            (`fullyconv.variants.widen_input`; a module of your own reads the channels that it reads).
         image_size: side of the picture that a module of your own was made for, in pixels.
+        taps: names for the maps of a classifier of your own and the modules whose output they are, finest first; None:
+            one a stride (`Spec`).
+        geometry: "same", or "pad100", the authors' (`fullyconv.config.Geometry`), for classifiers only.
+        pools: "convolution" makes every pool a strided convolution, which starts as an average.
 
     Raises:
         UnknownName: no such backbone.
@@ -191,16 +292,42 @@ def backbone(
         ['stride16', 'stride2', 'stride32', 'stride4', 'stride8']
     """
     if isinstance(name, nn.Module):
-        return _from_object(name, input or INPUTS["imagenet"], image_size)
-    if name.startswith("timm/"):
-        return _from_timm(name.removeprefix("timm/"), weights, input)
-    spec = lookup("backbone", name, BACKBONES)
-    made = _from_classifier(spec.classifier(), spec.taps, spec.image_size, input or INPUTS["imagenet"])
-    if weights == "default":
-        transplant_all(_published(name, spec), made.net, f"the published weights of {name}")
-    elif weights is not None:
-        transplant_all(read_weights(weights), made.net, weights)
+        made = _from_object(name, input or INPUTS["imagenet"], image_size, taps or {}, geometry, pools)
+    elif name.startswith("timm/"):
+        made = _from_timm(name.removeprefix("timm/"), weights, input)
+    else:
+        spec = lookup("backbone", name, BACKBONES)
+        classifier = spec.classifier()
+        named = frozenset(classifier.state_dict())
+        made = _from_spec(name, spec, classifier, input or INPUTS[spec.input], geometry, pools)
+        if weights == "default":
+            transplant_all(_published(name, spec), made.net, f"the published weights of {name}", only=named)
+        elif weights is not None:
+            transplant_all(read_weights(weights), made.net, weights, only=named)
+    if made.plan is None and (geometry, pools) != ("same", "keep"):
+        raise ConfigError(f"{name}: gives maps and is taken as it is; geometry and pools are for classifiers")
+    reads = sum(len(config.mean) for config in made.inputs)
+    if not isinstance(name, nn.Module) and reads != CHANNELS:
+        made.net = widen_input(made.net, reads)
     return made
+
+
+def _from_spec(
+    name: str,
+    spec: Spec,
+    classifier: nn.Module,
+    input: InputConfig,
+    geometry: Geometry,
+    pools: Literal["keep", "convolution"],
+) -> Backbone:
+    if isinstance(classifier, TorchvisionFCN):
+        made = _from_maps(classifier, name, input, spec.image_size)
+        (tap,) = made.taps.values()
+        made.taps = {"head": tap}
+        return made
+    return _from_classifier(
+        classifier, spec.taps, spec.image_size, input, geometry=geometry, pools=pools, pool=spec.pool
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -220,19 +347,24 @@ def transplant_all(
     origin: str,
     *,
     rename: Callable[[str], str | None] = lambda name: name,
+    only: Collection[str] | None = None,
 ) -> None:
     """Give every parameter of a backbone's net its value from a classifier's weights.
+
+    Args:
+        only: the names that have to get one; None: all. Convolutions that stand for pools have none to get.
 
     Raises:
         CheckpointError: some parameter gets none; lists them.
     """
     done = transplant(source, target, rename=rename)
-    if done.missing:
+    missing = [name for name in done.missing if only is None or name in only]
+    if missing:
         raise CheckpointError(
-            f"{origin}: fits {len(done.used)} of the backbone's {len(done.used) + len(done.missing)} tensors; missing "
-            f"{', '.join(done.missing[:3])}{', ...' if len(done.missing) > 3 else ''}, and it has "
+            f"{origin}: fits {len(done.used)} of the backbone's {len(done.used) + len(missing)} tensors; missing "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, and it has "
             f"{', '.join(done.unexpected[:3]) or 'nothing else'}; expected the state dict of this classifier",
-            missing=done.missing,
+            missing=missing,
             unexpected=done.unexpected,
         )
 
@@ -255,18 +387,34 @@ def _published(name: str, spec: Spec) -> Mapping[str, Tensor]:
 
 
 def _from_classifier(
-    classifier: nn.Module, names: Mapping[str, str], image_size: int, input: InputConfig, *, verify: bool = False
+    classifier: nn.Module,
+    names: Mapping[str, str],
+    image_size: int,
+    input: InputConfig,
+    *,
+    geometry: Geometry,
+    pools: Literal["keep", "convolution"],
+    pool: Pool = "keep",
+    channels: int = CHANNELS,
+    verify: bool = False,
 ) -> Backbone:
-    channels = len(input.mean)
-    surgery = plan(classifier, image_size=image_size, channels=channels)
+    if pools == "convolution":
+        classifier = convolve_pools(classifier, channels=channels, size=image_size)
+    surgery = plan(classifier, image_size=image_size, pool=pool, channels=channels)
     if verify:
         surgery.apply()
-    dense = surgery.apply(padding="same", verify=False)
+    dense = surgery.apply(padding="same" if geometry == "same" else "valid", verify=False)
+    border = None
+    if geometry == "pad100":
+        border = PAD - _first_padding(dense)
+        for module in dense.modules():
+            if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+                module.ceil_mode = True  # Caffe knows no other
     # A multiple of the coarsest stride, so that the number of cells tells how many the borders cost.
     size = -(-image_size // surgery.stride) * surgery.stride
     located = locate(dense, channels=channels, size=(size, size))
     if names:
-        taps = {name: path.replace(".", "_") for name, path in names.items()}
+        taps = {name: _node_of(dense, path) for name, path in names.items()}
     else:
         taps = {f"stride{stride}": node for stride, node in find_taps(dense, surgery.scores, located).items()}
     measured = {name: _measure(name, located[node], size) for name, node in taps.items()}
@@ -277,7 +425,44 @@ def _from_classifier(
         for node, place in positions(located)
         if node in inside
     ]
-    return Backbone(trunk, measured, input=input, minimum=math.ceil(max(lacking)), plan=surgery)
+    minimum = math.ceil(max(lacking))
+    if border is not None and _gives_cells(trunk, channels, 2 * border + 1):
+        minimum = 1  # the border makes even a single pixel large enough
+    return Backbone(trunk, measured, input=input, minimum=minimum, plan=surgery, border=border)
+
+
+def _gives_cells(trunk: nn.Module, channels: int, side: int) -> bool:
+    """Whether every map of a net has a cell on a picture of this side; nothing is computed."""
+    weights = {name: torch.empty_like(t, device="meta") for name, t in trunk.state_dict().items()}
+    try:
+        maps = torch.func.functional_call(trunk, weights, (torch.empty(1, channels, side, side, device="meta"),))
+    except RuntimeError:
+        return False
+    return all(min(of.shape) >= 1 for of in maps)
+
+
+def _node_of(dense: torch.fx.GraphModule, path: str) -> str:
+    """The last node of a module: its own, or, where it was traced through, the last that lies in it."""
+    inside = [
+        node.name
+        for node in dense.graph.nodes
+        if str(node.target) == path or path in (name for name, _ in node.meta.get("nn_module_stack", {}).values())
+    ]
+    return inside[-1] if inside else path.replace(".", "_")
+
+
+def _first_padding(dense: torch.fx.GraphModule) -> int:
+    """What the layer that reads the picture pads by itself."""
+    picture = next(node for node in dense.graph.nodes if node.op == "placeholder")
+    readers = [dense.get_submodule(str(node.target)) if node.op == "call_module" else None for node in picture.users]
+    paddings = {reader.padding if isinstance(reader, nn.Conv2d) else None for reader in readers}
+    padding = paddings.pop()
+    if paddings or not isinstance(padding, tuple) or padding[0] != padding[1]:
+        raise SurgeryError(
+            f"geometry pad100: the picture is read by {', '.join(node.name for node in picture.users)}; expected one "
+            "convolution with the same padding on all sides"
+        )
+    return int(padding[0])
 
 
 def _measure(name: str, located: Located, size: int) -> Tap:
@@ -296,9 +481,10 @@ def _measure(name: str, located: Located, size: int) -> Tap:
     return Tap(located.shape[1], grid, located.shape[2] - int(size / grid.stride), place.spread)
 
 
-def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int) -> Backbone:
+def _from_maps(
+    net: nn.Module, name: str, input: InputConfig, image_size: int, channels: int = CHANNELS
+) -> Backbone:
     """A net that returns maps, taken as it is: one tap for each, named by its stride."""
-    channels = len(input.mean)
     outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))
     try:
         strides = [_measure(f"output {i}", out, image_size).grid.stride for i, out in enumerate(outputs)]
@@ -344,13 +530,23 @@ class _Maps(nn.Module):
         return (maps,) if isinstance(maps, Tensor) else tuple(maps.values() if isinstance(maps, dict) else maps)
 
 
-def _from_object(net: nn.Module, input: InputConfig, image_size: int) -> Backbone:
+def _from_object(
+    net: nn.Module,
+    input: InputConfig,
+    image_size: int,
+    taps: Mapping[str, str],
+    geometry: Geometry,
+    pools: Literal["keep", "convolution"],
+) -> Backbone:
     if isinstance(net, Backbone):
         return net
-    outputs = locate_outputs(net, channels=len(input.mean), size=(image_size, image_size))
+    channels = len(input.mean)
+    outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))
     if all(len(out.shape) == 4 and out.shape[2] > 1 for out in outputs):
-        return _from_maps(net, type(net).__name__, input, image_size)
-    return _from_classifier(net, {}, image_size, input, verify=True)
+        return _from_maps(net, type(net).__name__, input, image_size, channels)
+    return _from_classifier(
+        net, taps, image_size, input, geometry=geometry, pools=pools, channels=channels, verify=True
+    )
 
 
 def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Backbone:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 from torch import nn
 
 from fullyconv import backbones
-from fullyconv.config import Classes, ModelConfig
+from fullyconv.config import Classes, ModelConfig, StreamConfig
 from fullyconv.errors import ConfigError
-from fullyconv.model import FCN, Skip
+from fullyconv.model import FCN
 
 
 def build(
@@ -36,10 +37,7 @@ def build(
         >>> build(fcn8s("tinyvgg", classes=3, weights=None)).heads["out"].classes
         3
     """
-    source = config.weights if weights else None
-    trunk = backbones.backbone(
-        backbone if backbone is not None else config.backbone, weights=source, input=config.input
-    )
+    trunk = _trunk(config, config.backbone if backbone is None else backbone, weights)
     for name, head in config.heads.items():
         if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
             raise ConfigError(
@@ -53,17 +51,33 @@ def build(
                 f"head '{name}' has {head.classes} classes and its table {len(table)}; expected the same number",
                 where=f"heads.{name}.classes",
             )
-    model = FCN(
-        trunk,
-        {
-            name: [Skip(skip.tap, skip.scale, skip.init, skip.context) for skip in head.skips]
-            for name, head in config.heads.items()
-        },
-        {name: head.classes for name, head in config.heads.items()},
-        learned={name: head.learned_upsampling for name, head in config.heads.items()},
-        dropout={name: head.dropout for name, head in config.heads.items()},
-    )
+    model = FCN(trunk, config.heads, interpolate=config.align == "interpolate")
     # What the weights expect travels with the model, whatever the tables say one day.
-    model.config = config.model_copy(update={"input": trunk.input})
+    if config.streams:
+        streams = {
+            name: stream.model_copy(update={"input": input})
+            for (name, stream), input in zip(config.streams.items(), trunk.inputs, strict=True)
+        }
+        model.config = config.model_copy(update={"streams": streams})
+    else:
+        model.config = config.model_copy(update={"input": trunk.inputs[0]})
     model.classes = dict(classes or {})
     return model
+
+
+def _trunk(config: ModelConfig, source: str | nn.Module, weights: bool) -> backbones.Backbone:
+    def make(stream: ModelConfig | StreamConfig, net: str | nn.Module) -> backbones.Backbone:
+        given = stream.weights if weights else None
+        return backbones.backbone(
+            net, weights=given, input=stream.input, geometry=config.geometry, pools=config.pools
+        )
+
+    if not config.streams:
+        return make(config, source)
+    # A net of one's own is one object; each stream is to learn by itself.
+    return backbones.Streams(
+        {
+            name: make(stream, source if isinstance(source, str) else copy.deepcopy(source))
+            for name, stream in config.streams.items()
+        }
+    )

@@ -108,6 +108,17 @@ def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", bac
     return model.to(device).eval()
 
 
+def provenance(folder: str | PathLike[str]) -> dict[str, Any]:
+    """How a model came to be, as `save` was told; empty where nothing is known.
+
+    Raises:
+        CheckpointError: there is no model, or its config.json is damaged.
+    """
+    data = read_json(Path(folder) / "config.json")
+    found = data.get("provenance", {}) if isinstance(data, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
     """Give every tensor of a model its value, and leave none over.
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullyconv import checkpoint
-from fullyconv.backbones import TinyVGG
+from fullyconv.classifiers import TinyVGG
 from fullyconv.config import INPUTS, DataConfig, FitConfig, Recipe, Stage
 from fullyconv.datasets.scenes import KINDS, Scenes, single_objects
 from fullyconv.devices import computes_bf16, pick_device

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Padding = Literal["valid", "same"]
-Kind = Literal["convolution", "average pool", "maximum pool", "remove", "norm", "axis"]
+Kind = Literal["convolution", "average pool", "maximum pool", "sum pool", "remove", "norm", "axis"]
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -31,7 +32,7 @@ class Edit:
         after: the layer as it becomes; "" when removed.
         why: the reason, for people.
         node: name of the node in the graph; a module that is called twice has two.
-        kernel: of the convolution or the pool, (rows, columns).
+        kernel: of the convolution or the pool, (rows, columns); of a pool that is dropped, too.
         stride: of the pool.
     """
 
@@ -57,13 +58,18 @@ def perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
     if edit.kind == "axis" and old is None:
         node.update_arg(1, 1) if len(node.args) > 1 else node.update_kwarg("dim", 1)
         return
+    if edit.kind == "convolution" and old is None:
+        _convolve_functional(dense, node, edit, padding)
+        return
     new: nn.Module
     if isinstance(old, nn.Linear):
         new = as_convolution(old, edit.kernel, padding=padding)
-    elif edit.kind in ("average pool", "maximum pool"):
-        pool = nn.AvgPool2d if edit.kind == "average pool" else nn.MaxPool2d
+    elif edit.kind.endswith("pool"):
         same = (edit.kernel[0] // 2, edit.kernel[1] // 2) if padding == "same" and edit.stride == (1, 1) else 0
-        new = pool(edit.kernel, edit.stride, same)
+        if edit.kind == "maximum pool":
+            new = nn.MaxPool2d(edit.kernel, edit.stride, same)
+        else:
+            new = nn.AvgPool2d(edit.kernel, edit.stride, same, divisor_override=1 if edit.kind == "sum pool" else None)
     elif isinstance(old, nn.BatchNorm1d | nn.LayerNorm):
         new = _on_maps(old)
     elif isinstance(old, nn.Softmax | nn.LogSoftmax):
@@ -76,6 +82,21 @@ def perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
     dense.add_submodule(path, new)
     with dense.graph.inserting_after(node):
         fresh = dense.graph.call_module(path, (source,))
+    node.replace_all_uses_with(fresh)
+    dense.graph.erase_node(node)
+    fresh.name = edit.node
+
+
+def _convolve_functional(dense: torch.fx.GraphModule, node: torch.fx.Node, edit: Edit, padding: Padding) -> None:
+    """`F.linear` to `F.conv2d`, the weight reshaped where it is read, so that a weight that is computed stays so."""
+    arguments = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+    rows, columns = edit.kernel
+    same = (rows // 2, columns // 2) if padding == "same" else 0
+    with dense.graph.inserting_before(node):
+        weight = dense.graph.call_method("unflatten", (arguments["weight"], 1, (-1, rows, columns)))
+        fresh = dense.graph.call_function(
+            F.conv2d, (arguments["input"], weight, arguments.get("bias")), {"padding": same}
+        )
     node.replace_all_uses_with(fresh)
     dense.graph.erase_node(node)
     fresh.name = edit.node

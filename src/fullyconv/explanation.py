@@ -14,9 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fullyconv.backbones import Backbone
 from fullyconv.backbones import backbone as as_backbone
 from fullyconv.edits import Edit
-from fullyconv.geometry import Grid, Pixels
 from fullyconv.model import FCN, Head
-from fullyconv.upsample import Upsample
+from fullyconv.upsample import Steps, Upsample, transposed_geometry
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,14 @@ class Report:
         crops: for each upsampling, coarse to fine: the rows and columns that the paper's transposed convolution would
             have cut from its front, and its kernel and stride.
         parameters: of the whole.
-        receptive_field: pixels, of the coarsest map that is read; ``inf`` for the whole picture.
+        receptive_field: pixels, of the coarsest map that is read; ``inf`` for the whole picture. Where surgery dropped
+            the classifier's last pool, that is counted in, as table 1 of the paper does for GoogLeNet; ``taps`` has the
+            field without it.
         stride: of that map, in pixels.
         costs: by part.
         size: (height, width) of the picture that the operations are counted on.
+        geometry: "same" or "pad100" (`fullyconv.config.Geometry`).
+        frame: pixels that the net adds on each side of such a picture.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Report:
     stride: float
     costs: tuple[Cost, ...]
     size: tuple[int, int]
+    geometry: str = "same"
     frame: dict[str, int] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
@@ -91,7 +95,7 @@ class Report:
         flops = sum(cost.flops for cost in self.costs)
         lines = [
             f"{self.name}: {self.parameters / 1e6:.2f} M parameters, {flops / 1e9:.2f} GFLOPs at {height}x{width}",
-            f"stride {self.stride:g}, receptive field {self.receptive_field:g}",
+            f"stride {self.stride:g}, receptive field {self.receptive_field:g}, geometry {self.geometry}",
         ]
         if self.edits:
             lines += ["", "surgery"]
@@ -115,7 +119,7 @@ class Report:
             for crop in self.crops:
                 lines.append(
                     f"  {crop['head']}: {crop['from']} -> {crop['to']}, x{crop['factor']:g}, kernel {crop['kernel']}, "
-                    f"crop {crop['crop']}"
+                    f"crop {crop['crop']:g}"
                 )
         lines += ["", "cost", f"  {'part':<24}{'parameters':>12}{'MFLOPs':>12}"]
         lines += [f"  {cost.part:<24}{cost.parameters:>12,}{cost.flops / 1e6:>12,.1f}" for cost in self.costs]
@@ -149,30 +153,37 @@ def explain(model: FCN | nn.Module, *, size: tuple[int, int] = (500, 500)) -> Re
         )
         for name, tap in backbone.taps.items()
     )
+    field_px, notes = float(coarsest.grid.field), list(backbone.plan.notes) if backbone.plan is not None else []
+    for edit in backbone.plan.edits if backbone.plan is not None else ():
+        if edit.kind == "remove" and edit.kernel != (1, 1):
+            without, field_px = field_px, field_px + (edit.kernel[0] - 1) * float(coarsest.grid.stride)
+            notes.append(
+                f"without '{edit.path}', which is dropped, a score sees {without:g} pixels; with it, {field_px:g}"
+            )
     config = model.config if isinstance(model, FCN) else None
     title = config.backbone if config is not None else type(backbone.plan.net).__name__ if backbone.plan else "backbone"
     plan = backbone.plan
     return Report(
         name=title,
         edits=plan.edits if plan is not None else (),
-        notes=plan.notes if plan is not None else (),
+        notes=tuple(notes),
         taps=taps,
         crops=tuple(crop for name, head in heads.items() for crop in _crops(name, head)),
         parameters=sum(p.numel() for p in model.parameters()),
-        receptive_field=float(coarsest.grid.field),
+        receptive_field=field_px,
         stride=float(coarsest.grid.stride),
         costs=tuple(_costs(model, size)),
         size=size,
+        geometry="same" if backbone.border is None else "pad100",
         frame=model.frame(*size)._asdict() if isinstance(model, FCN) else {},
     )
 
 
 def _crops(name: str, head: Head) -> Iterator[dict[str, Any]]:
-    skips = [skip.tap for skip in head.skips]
-    steps = [(tap, head.align[tap]) for tap in skips[1:]] + [("pixels", head.upsample)]
-    coarse = skips[0]
+    steps = [(skip.tap, head.align[skip.tap]) for skip in head.skips[1:]] + [("pixels", head.upsample)]
+    coarse = head.skips[0].tap
     for target, step in steps:
-        if isinstance(step, Upsample):
+        if isinstance(step, Upsample | Steps):
             kernel, crop = transposed_geometry(step.source, step.target)
             yield {
                 "head": name,
@@ -180,23 +191,11 @@ def _crops(name: str, head: Head) -> Iterator[dict[str, Any]]:
                 "to": target,
                 "factor": float(step.factor),
                 "kernel": kernel,
-                "crop": crop,
+                # Of the coarse scores; where those are all kept, of the finer ones that they are joined with.
+                "crop": float(crop) or float(head.crops.get(target, (0, 0))[1]),
                 "learned": step.learned,
             }
         coarse = target
-
-
-def transposed_geometry(source: Grid, target: Grid) -> tuple[int | None, Pixels]:
-    """Kernel size and crop of the unpadded transposed convolution that does this upsampling; kernel None if none does.
-
-    The crop counts from the output of the transposed convolution without the ring of replicated edge, as in the
-    authors' nets; a negative one means that cells have to be added at the front.
-    """
-    factor, apart = source.stride / target.stride, (target.offset - source.offset) / target.stride
-    if factor.denominator != 1 or (2 * apart).denominator != 1:
-        return None, float(apart)
-    kernel = int(2 * factor) - (1 if apart.denominator == 1 else 0)
-    return kernel, int(apart + (kernel - 1) / 2)
 
 
 def _costs(model: FCN | Backbone, size: tuple[int, int]) -> Iterator[Cost]:
@@ -239,7 +238,7 @@ def _costs(model: FCN | Backbone, size: tuple[int, int]) -> Iterator[Cost]:
     model.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            image = torch.empty(1, len(backbone.input.mean), *size, device="meta")
+            image = torch.empty(1, sum(len(config.mean) for config in backbone.inputs), *size, device="meta")
             torch.func.functional_call(model, weights, (image,))
     finally:
         for hook in hooks:

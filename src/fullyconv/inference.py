@@ -1,6 +1,6 @@
 """From a picture to its label map: strategies, `Predictor`, `Segmentation`.
 
-A strategy is a function ``(model, image (B, 3, H, W)) -> {head: score map (B, K, h, w)}``. It decides in what pieces
+A strategy is a function ``(model, image (B, C, H, W)) -> {head: score map (B, K, h, w)}``. It decides in what pieces
 the net sees the picture; upsampling and the largest class are taken once, afterwards, from the whole score map and in
 bands (`fullyconv.dense`). A strategy with options is bound with `functools.partial(tiled, tile=2048)`.
 """
@@ -39,7 +39,7 @@ def whole(model: FCN, image: Tensor) -> dict[str, Tensor]:
 
     Args:
         model: in eval mode.
-        image: (B, 3, H, W) RGB in 0..255, uint8 or float, on any device.
+        image: (B, C, H, W) in 0..255, RGB first, uint8 or float, on any device.
 
     Example:
         >>> import fullyconv
@@ -59,7 +59,7 @@ def tiled(model: FCN, image: Tensor, *, tile: int = 1024) -> dict[str, Tensor]:
 
     Args:
         model: in eval mode; no layer may see the whole picture (`explain` prints the receptive fields).
-        image: (B, 3, H, W) RGB in 0..255, uint8 or float, on any device.
+        image: (B, C, H, W) in 0..255, RGB first, uint8 or float, on any device.
         tile: side of the core in pixels, rounded up to the model's stride.
 
     Raises:
@@ -67,10 +67,9 @@ def tiled(model: FCN, image: Tensor, *, tile: int = 1024) -> dict[str, Tensor]:
     """
     if tile < 1:
         raise ConfigError(f"tile: got {tile}; expected a side in pixels, 1 or more", where="tile")
-    if math.isinf(model.field):
+    if why := _why_whole(model):
         raise ConfigError(
-            f"strategy tiled: {_why_unbounded(model)}, so tiles would not add up to the whole; use strategy whole",
-            where="strategy",
+            f"strategy tiled: {why}, so tiles would not add up to the whole; use strategy whole", where="strategy"
         )
     height, width = image.shape[-2:]
     frame = model.frame(height, width)
@@ -105,8 +104,8 @@ def choice(model: FCN, image: Tensor) -> tuple[Strategy, str]:
     """
     if _fits(model, image):
         return whole, ""
-    if math.isinf(model.field):
-        return whole, f"in one piece, though it may not fit into memory, since {_why_unbounded(model)}"
+    if why := _why_whole(model):
+        return whole, f"in one piece, though it may not fit into memory, since {why}"
     return tiled, "in tiles, since it may not fit into memory in one piece"
 
 
@@ -175,8 +174,12 @@ def _heads(model: FCN) -> dict[str, Head]:
 _GLOBAL = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.GroupNorm, nn.InstanceNorm2d)
 
 
-def _why_unbounded(model: FCN) -> str:
-    """Which map sees the whole picture, and through which layer as far as that shows in a module."""
+def _why_whole(model: FCN) -> str:
+    """Why a picture must not be cut: which map sees all of it, through which layer as far as that shows; "" if none."""
+    if model.interpolate:
+        return "the model's weights were trained with interpolation to the size of the picture"
+    if not math.isinf(model.field):
+        return ""
     read = [skip.tap for head in _heads(model).values() for skip in head.skips]
     tap = next(tap for tap in read if math.isinf(model.backbone.taps[tap].grid.field))
     layer = next(
@@ -211,7 +214,7 @@ def _cost(model: FCN) -> tuple[float, float]:
 
     handles = [m.register_forward_hook(measure) for m in model.modules() if next(m.children(), None) is None]
     try:
-        probe = torch.zeros(1, 3, 128, 128, dtype=torch.uint8, device=device_of(model))
+        probe = torch.zeros(1, model.channels, 128, 128, dtype=torch.uint8, device=device_of(model))
         padded = model.preprocess(probe)
         model.scores_of(padded)
     finally:
@@ -297,7 +300,7 @@ class Predictor:
         Raises:
             ImageError: the file is no picture that can be used, or does not fit into the device's memory.
         """
-        return self._segment([(image, images.read_image(image, max_pixels=self.max_pixels))])[0]
+        return self._segment([(image, images.read_image(image, channels=self.model.channels, max_pixels=self.max_pixels))])[0]
 
     def map(
         self,
@@ -318,7 +321,7 @@ class Predictor:
             raise ConfigError(f"batch_size: got {batch_size}; expected 1 or more", where="batch_size")
         report = on_error or _raise
         batch: list[tuple[images.Picture, images.ReadImage]] = []
-        for picture, reading in _read_ahead(pictures, batch_size, self.max_pixels):
+        for picture, reading in _read_ahead(pictures, batch_size, self.model.channels, self.max_pixels):
             try:
                 read = reading.result()
             except FullyConvError as error:
@@ -370,7 +373,7 @@ class Predictor:
             ) from None
         heads = _heads(self.model)
         labels = {
-            name: dense.argmax(scores[name], heads[name].upsample, size).cpu().numpy()
+            name: dense.argmax(scores[name], heads[name].pixels, size).cpu().numpy()
             .astype(np.uint8 if heads[name].classes <= 255 else np.uint16, copy=False)
             for name in heads
         }  # fmt: skip
@@ -381,7 +384,7 @@ class Predictor:
                 image=read.pixels,
                 source=_source(picture),
                 notes=(*read.notes, note) if note else read.notes,
-                score_maps={n: ScoreMap(scores[n][i : i + 1], heads[n].upsample, size) for n in heads}
+                score_maps={n: ScoreMap(scores[n][i : i + 1], heads[n].pixels, size) for n in heads}
                 if self.keeps_scores
                 else {},
             )
@@ -398,7 +401,7 @@ def _source(picture: images.Picture) -> str:
 
 
 def _read_ahead(
-    pictures: Iterable[images.Picture], batch_size: int, max_pixels: int
+    pictures: Iterable[images.Picture], batch_size: int, channels: int, max_pixels: int
 ) -> Iterator[tuple[images.Picture, Future[images.ReadImage]]]:
     """Read pictures in threads, so many ahead that a batch is ready when the device is."""
     readers = min(4, os.cpu_count() or 1)
@@ -406,7 +409,7 @@ def _read_ahead(
     pool = ThreadPoolExecutor(readers, thread_name_prefix="read")
     try:
         for picture in pictures:
-            waiting.append((picture, pool.submit(images.read_image, picture, max_pixels=max_pixels)))
+            waiting.append((picture, pool.submit(images.read_image, picture, channels=channels, max_pixels=max_pixels)))
             if len(waiting) >= batch_size + readers:
                 yield waiting.popleft()
         while waiting:

@@ -149,7 +149,7 @@ class _LinearPerPosition(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is F.linear:
-            place = self.locating.of(args[0])
+            place = self.locating.of(_argument(args, kwargs or {}, 0, "input", None))
             if isinstance(place, Place) and -1 not in place.axes:
                 self.locating.put(result, place)
         return result

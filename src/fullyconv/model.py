@@ -6,38 +6,24 @@ Letters: B pictures, C channels, H x W pixels, K classes, h x w cells of a coars
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullyconv.backbones import Backbone, Tap
-from fullyconv.config import Classes, InputConfig, ModelConfig
+from fullyconv.config import Classes, HeadConfig, InputConfig, ModelConfig, SkipConfig, Upsampling
 from fullyconv.errors import AlignmentError, ConfigError
 from fullyconv.geometry import Grid, Pixels
 from fullyconv.lookup import lookup
-from fullyconv.upsample import Upsample
+from fullyconv.upsample import Border, Interpolate, Nearest, Steps, Upsample, transposed_geometry
 
 
-@dataclass(frozen=True)
-class Skip:
-    """One line of the skip DAG: read this tap, scale it, score it (paper, section 4.2).
-
-    Attributes:
-        tap: name of the backbone's map.
-        scale: factor on the map; 1e-2 and 1e-4 at pool4 and pool3 for learning all at once (PAMI, section 4.3).
-        init: how the score layer starts; zeros leave the predictions of a coarser net unchanged.
-        context: channels of a context block before the score; 0 for none. A net that ends in a global pool has no
-            layer like VGG's fc6 and fc7, which see 7x7 cells, and this stands in for them.
-    """
-
-    tap: str
-    scale: float = 1.0
-    init: Literal["zeros", "gaussian"] = "zeros"
-    context: int = 0
+RESOLUTIONS = {"half": Fraction(1, 2), "equal": Fraction(1), "double": Fraction(2)}
+"""Logits to a pixel, along one axis."""
 
 
 class Context(nn.Sequential):
@@ -61,66 +47,98 @@ class Context(nn.Sequential):
 class Head(nn.Module):
     """Maps -> logits of one set of classes.
 
+    Args:
+        taps: what the backbone offers.
+        config: what to read, and how to join and upsample it.
+        shift: pixels that the net adds before the picture.
+        border: what lies beyond the outermost scores. With "edge", skips keep all their cells; with "zero", coarse
+            scores go through the authors' unpadded transposed convolutions, and the finer ones are cropped to them.
+        interpolate: upsample as `F.interpolate` does, see `fullyconv.upsample.Interpolate`.
+
     Attributes:
         classes: K.
         skips: coarse to fine.
         grid: where the cells of the score map lie on the picture that the user gave.
-        upsample: from there to its pixels.
+        crops: for each finer skip with zeros beyond the border, the cells cut from the front of what comes from coarser
+            maps, and of its own scores (the paper's 5 and 9).
+        upsample: from the score map to the logits.
 
     Raises:
         UnknownName: a skip reads a tap that the backbone does not have.
-        ConfigError: two skips read the same tap.
+        ConfigError: two skips read the same tap, or a learned kernel is to interpolate.
         AlignmentError: the skips are not listed coarse to fine, or their grids cannot be joined.
     """
 
     def __init__(
         self,
         taps: Mapping[str, Tap],
-        skips: Sequence[Skip],
-        classes: int,
+        config: HeadConfig,
         *,
         shift: int = 0,
-        learned: bool = False,
-        dropout: float = 0.0,
+        border: Border = "edge",
+        interpolate: bool = False,
     ) -> None:
         super().__init__()
-        self.classes = classes
-        self.skips = tuple(skips)
+        self.classes = config.classes
+        self.skips = config.skips
+        self.fusion, self.resolution = config.fusion, config.resolution
         self.score = nn.ModuleDict()
         self.align = nn.ModuleDict()
-        total: Grid | None = None
-        for skip in self.skips:
-            tap = lookup("tap", skip.tap, taps)
-            if skip.tap in self.score:
-                raise ConfigError(f"the tap '{skip.tap}' is listed twice; expected each skip to read a map of its own")
-            layers: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
-            score = nn.Conv2d(skip.context or tap.channels, classes, 1)
-            nn.init.zeros_(score.weight) if skip.init == "zeros" else nn.init.normal_(score.weight, std=0.01)
-            assert score.bias is not None
-            nn.init.zeros_(score.bias)
-            context = [Context(tap.channels, skip.context)] if skip.context else []
-            self.score[skip.tap] = nn.Sequential(*context, *layers, score)
-            grid = Context.grid(tap.grid) if skip.context else tap.grid
-            if total is None:
-                total = grid
+        if interpolate and {config.upsampling, config.last_upsampling} != {"fixed"}:
+            raise ConfigError("align 'interpolate' has no kernels to learn; expected upsampling 'fixed'")
+
+        def between(source: Grid, target: Grid, kernel: Upsampling) -> Upsample | Steps:
+            if interpolate:
+                return Interpolate(source, target, config.classes)
+            steps = Steps if config.stepwise and source.stride > 2 * target.stride else Upsample
+            return steps(source, target, config.classes, kernel=kernel, border=border)
+
+        grids = {skip.tap: self._add_score(lookup("tap", skip.tap, taps), skip, config.dropout) for skip in self.skips}
+        cells = [(grid.stride, grid.offset) for grid in grids.values()]
+        # Of several maps on one grid, such as those of two streams, the mean.
+        self._shares = {tap: 1 / cells.count((g.stride, g.offset)) for tap, g in grids.items()}
+        self.crops: dict[str, tuple[int, int]] = {}
+        (_, total), *finer = grids.items()
+        for tap, grid in finer:
+            if (total.stride, total.offset) == (grid.stride, grid.offset):
+                self.align[tap] = nn.Identity()
+            elif total.stride <= grid.stride:
+                raise AlignmentError(
+                    f"the skip '{tap}' at {grid} does not follow a coarser one, {total}; list skips coarse to fine",
+                    grids=(total, grid),
+                )
+            elif border == "edge":
+                align = self.align[tap] = between(total, grid, config.upsampling)
+                total = align.grid
             else:
-                if (total.stride, total.offset) == (grid.stride, grid.offset):
-                    self.align[skip.tap] = nn.Identity()
-                elif total.stride <= grid.stride:
-                    raise AlignmentError(
-                        f"the skip '{skip.tap}' at {grid} does not follow a coarser one, {total}; list skips coarse "
-                        "to fine",
-                        grids=(total, grid),
-                    )
-                else:
-                    align = Upsample(total, grid, classes, learned=learned)
-                    self.align[skip.tap] = align
-                    total = align.grid
-                total = total.join(grid)
-        assert total is not None
+                size, _ = transposed_geometry(total, grid)
+                natural = grid if size is None else total.deconv(size, int(total.stride / grid.stride))
+                align = self.align[tap] = between(total, natural, config.upsampling)
+                ahead = int((natural.offset - grid.offset) / grid.stride)
+                self.crops[tap] = (max(0, -ahead), max(0, ahead))
+                total, grid = align.grid.crop(max(0, -ahead)), grid.crop(max(0, ahead))
+            total = total.join(grid)
         self.grid = total.shift(shift)
-        # The last upsampling is fixed, as in the paper; those between skips are learned (section 4.2).
-        self.upsample = Upsample(self.grid, Grid(), classes)
+        self.upsample = between(self.grid, self._output(config.last_upsampling), config.last_upsampling)
+
+    def _add_score(self, tap: Tap, skip: SkipConfig, dropout: float) -> Grid:
+        """Make the score layer of a skip; where its scores lie."""
+        if skip.tap in self.score:
+            raise ConfigError(f"the tap '{skip.tap}' is listed twice; expected each skip to read a map of its own")
+        score = nn.Conv2d(skip.context or tap.channels, self.classes, 1)
+        nn.init.zeros_(score.weight) if skip.init == "zeros" else nn.init.normal_(score.weight, std=0.01)
+        assert score.bias is not None
+        nn.init.zeros_(score.bias)
+        context = [Context(tap.channels, skip.context)] if skip.context else []
+        self.score[skip.tap] = nn.Sequential(*context, *([nn.Dropout(dropout)] if dropout else []), score)
+        return Context.grid(tap.grid) if skip.context else tap.grid
+
+    def _output(self, kernel: Upsampling) -> Grid:
+        """Where the logits lie: the first on the first pixel, or, where a learned kernel cannot, in its middle."""
+        stride = 1 / RESOLUTIONS[self.resolution]
+        first = Grid(stride)
+        learnable = kernel == "fixed" or transposed_geometry(self.grid, first)[0] is not None
+        return first if learnable else Grid(stride, (stride - 1) / 2)
 
     def score_map(self, maps: Mapping[str, Tensor]) -> Tensor:
         """(B, K, h, w) at the finest tap, float32 at least: what strategies stitch. The fold is the DAG."""
@@ -129,39 +147,80 @@ class Head(nn.Module):
             scores = self.score[skip.tap](maps[skip.tap] * skip.scale if skip.scale != 1 else maps[skip.tap])
             if scores.dtype in (torch.float16, torch.bfloat16):
                 scores = scores.float()
-            if total is None:
-                total = scores
-            else:
-                align = self.align[skip.tap]
-                fine = align(total, (scores.shape[2], scores.shape[3])) if isinstance(align, Upsample) else total
-                total = fine + scores
+            if self.fusion == "mean":
+                scores = scores * self._shares[skip.tap]
+            total = scores if total is None else self._join(skip.tap, total, scores)
         assert total is not None
         return total
 
+    def _join(self, tap: str, coarse: Tensor, scores: Tensor) -> Tensor:
+        align = self.align[tap]
+        if isinstance(align, Upsample | Steps):
+            size = (scores.shape[2], scores.shape[3])
+            if tap in self.crops:
+                front, own = self.crops[tap]
+                factor = int(align.factor)
+                taps = 2 * factor - int((align.target.offset - align.source.offset) / align.target.stride % 1 == 0)
+                size = (factor * (coarse.shape[2] - 1) + taps, factor * (coarse.shape[3] - 1) + taps)
+                coarse = align(coarse, size)[..., front:, front:]
+                scores = scores[..., own:, own:]
+                h, w = min(coarse.shape[2], scores.shape[2]), min(coarse.shape[3], scores.shape[3])
+                coarse, scores = coarse[..., :h, :w], scores[..., :h, :w]
+            else:
+                coarse = align(coarse, size)
+        return torch.maximum(coarse, scores) if self.fusion == "max" else coarse + scores
+
+    @property
+    def pixels(self) -> Upsample | Steps | Nearest:
+        """From the score map to the pixels of the picture, whatever the resolution of the logits."""
+        return self.upsample if self.resolution == "equal" else Nearest(self.upsample, RESOLUTIONS[self.resolution])
+
+    def size(self, picture: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the logits for a picture of this (height, width)."""
+        scale = RESOLUTIONS[self.resolution]
+        return math.ceil(picture[0] * scale), math.ceil(picture[1] * scale)
+
+    def labels_on(self, labels: Tensor) -> Tensor:
+        """Labels of a picture (B, H, W) -> of the logits."""
+        if self.resolution == "half":
+            return labels[..., ::2, ::2]
+        if self.resolution == "double":
+            return labels.repeat_interleave(2, -2).repeat_interleave(2, -1)
+        return labels
+
     def forward(self, maps: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """Maps -> logits (B, K, H, W)."""
-        logits: Tensor = self.upsample(self.score_map(maps), size)
+        """Maps -> logits (B, K, H, W) of a picture of this size, or of half or double its height and width."""
+        logits: Tensor = self.upsample(self.score_map(maps), self.size(size))
         return logits
 
 
 class Preprocess(nn.Module):
-    """What the backbone's weights expect of a picture: reorder, subtract, divide. (B, C, H, W) in 0..255 -> float."""
+    """What the backbone's weights expect of a picture: reorder, subtract, divide. (B, C, H, W) in 0..255 -> float.
 
-    def __init__(self, config: InputConfig) -> None:
+    Args:
+        inputs: one for each stream, which get the picture's channels in turn.
+    """
+
+    def __init__(self, *inputs: InputConfig) -> None:
         super().__init__()
-        self.order = config.order
+        self.order: list[int] = []
+        for config in inputs:
+            channels = list(range(len(config.mean)))
+            first = channels[:3][::-1] if config.order == "BGR" else channels[:3]
+            self.order += [len(self.order) + channel for channel in first + channels[3:]]
         self.mean: Tensor
         self.std: Tensor
         # Part of the config, so not of the state dict as well.
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            values = [value for config in inputs for value in getattr(config, name)]
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.shape[1] != self.mean.shape[1]:
-            raise ConfigError(f"got a picture of {image.shape[1]} channels, expected {self.mean.shape[1]}")
+        if image.shape[1] != len(self.order):
+            raise ConfigError(f"got a picture of {image.shape[1]} channels, expected {len(self.order)}")
         image = image.to(self.mean.dtype)
-        if self.order == "BGR":
-            image = torch.cat((image[:, :3].flip(1), image[:, 3:]), 1)
+        if self.order != sorted(self.order):
+            image = image[:, self.order]
         return (image - self.mean) / self.std
 
 
@@ -177,56 +236,56 @@ class Frame(NamedTuple):
 class FCN(nn.Module):
     """A fully convolutional network: image -> logits by head name.
 
-    Pictures are RGB in 0..255 (uint8 or float), (B, 3, H, W), of any size from 1x1; logits are (B, K, H, W), for every
-    pixel of the picture.
+    Pictures are in 0..255 (uint8 or float), (B, C, H, W), RGB first, of any size from 1x1; logits are (B, K, H, W), for
+    every pixel of the picture (or of half or double its height and width where a head says so).
+
+    Args:
+        backbone: gives the maps.
+        heads: what is made of them, by name.
+        interpolate: upsample as `F.interpolate` does, and add nothing around pictures.
 
     Attributes:
         backbone, heads: its two parts.
+        channels: C.
         stride: of the coarsest map that is read, in pixels.
         field: pixels along one axis that one cell of the score map depends on; ``math.inf`` where it is all.
+        interpolate: as it was given; such a net gives other scores where a picture is cut.
         config: what it was built from, for saving.
         classes: class table of each head, as far as known.
 
     Example:
         >>> from fullyconv.config import InputConfig
         >>> net = Backbone(nn.ModuleList(), {"c": Tap(4, Grid().conv(2, stride=2))}, input=InputConfig())
-        >>> FCN(net, {"out": [Skip("c")]}, {"out": 5}).stride
+        >>> FCN(net, {"out": HeadConfig(classes=5, skips=(SkipConfig(tap="c"),))}).stride
         2
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        skips: Mapping[str, Sequence[Skip]],
-        classes: Mapping[str, int],
-        *,
-        learned: Mapping[str, bool] | None = None,
-        dropout: Mapping[str, float] | None = None,
-    ) -> None:
+    def __init__(self, backbone: Backbone, heads: Mapping[str, HeadConfig], *, interpolate: bool = False) -> None:
         super().__init__()
-        self.normalise = Preprocess(backbone.input)
+        self.normalise = Preprocess(*backbone.inputs)
+        self.channels = len(self.normalise.order)
         self.backbone = backbone
-        read = [lookup("tap", skip.tap, backbone.taps) for head in skips.values() for skip in head]
+        self.interpolate = interpolate
+        read = [lookup("tap", skip.tap, backbone.taps) for head in heads.values() for skip in head.skips]
         coarse = max(read, key=lambda tap: (tap.grid.stride, tap.grid.offset))
         if coarse.grid.stride.denominator != 1:
             raise AlignmentError(
                 f"the coarsest map lies at {coarse.grid}; expected a whole stride", grids=[coarse.grid]
             )
         self.stride = int(coarse.grid.stride)
-        # Nets that do not pad place their first cell well inside the picture; pixels before it are given to it.
-        self._front = max(0, math.ceil(coarse.grid.offset - (coarse.grid.stride - 1) / 2))
         self._coarse = coarse
+        if backbone.border is not None:
+            self._front = backbone.border
+        elif interpolate:
+            self._front = 0
+        else:
+            # Nets that do not pad place their first cell well inside the picture; pixels before it are given to it.
+            self._front = max(0, math.ceil(coarse.grid.offset - (coarse.grid.stride - 1) / 2))
+        border: Border = "edge" if backbone.border is None else "zero"
         self.heads = nn.ModuleDict(
             {
-                name: Head(
-                    backbone.taps,
-                    skips[name],
-                    classes[name],
-                    shift=self._front,
-                    learned=(learned or {}).get(name, False),
-                    dropout=(dropout or {}).get(name, 0.0),
-                )
-                for name in skips
+                name: Head(backbone.taps, head, shift=self._front, border=border, interpolate=interpolate)
+                for name, head in heads.items()
             }
         )
         self.field: Pixels = max(head.grid.field for head in self._heads.values())
@@ -238,18 +297,24 @@ class FCN(nn.Module):
         return {name: head for name, head in self.heads.items() if isinstance(head, Head)}
 
     def frame(self, height: int, width: int) -> Frame:
-        """What is added around a picture of this size: up to whole strides at which cells reach its borders."""
+        """What is added around a picture of this size.
+
+        Up to whole strides at which cells reach its borders; or, in the authors' geometry, the same on all sides.
+        """
         right, bottom = (self._end(n) for n in (width, height))
         return Frame(self._front, self._front, right, bottom)
 
     def _end(self, pixels: int) -> int:
+        least = max(0, self.backbone.minimum - self._front - pixels)
+        if self.backbone.border is not None or self.interpolate:
+            return max(self._front, least)
         cells = self._coarse.grid.shift(self._front).cells_up_to(pixels - 1)
         needed = max(self._front + pixels, self.backbone.minimum)
         blocks = max(cells - self._coarse.surplus, -(-needed // self.stride))
         return blocks * self.stride - self._front - pixels
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in 0..255 -> normalised and framed, float."""
+        """(B, C, H, W) in 0..255 -> normalised and framed, float."""
         frame = self.frame(image.shape[2], image.shape[3])
         normalised: Tensor = self.normalise(image)
         return F.pad(normalised, (frame.left, frame.right, frame.top, frame.bottom))
@@ -260,9 +325,10 @@ class FCN(nn.Module):
         return {name: head.score_map(maps) for name, head in self._heads.items()}
 
     def score_maps(self, image: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) in 0..255 -> score maps (B, K, h, w) by head name, before the last upsampling."""
+        """(B, C, H, W) in 0..255 -> score maps (B, K, h, w) by head name, before the last upsampling."""
         return self.scores_of(self.preprocess(image))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         size = (image.shape[2], image.shape[3])
-        return {name: self._heads[name].upsample(scores, size) for name, scores in self.score_maps(image).items()}
+        scores = self.score_maps(image)
+        return {name: head.upsample(scores[name], head.size(size)) for name, head in self._heads.items()}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fullyconv.config import Classes
-    from fullyconv.upsample import Upsample
+    from fullyconv.dense import Upsampling
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ScoreMap:
 
     scores: Tensor
     """(1, K, h, w) float32."""
-    upsample: Upsample
+    upsample: Upsampling
     size: tuple[int, int]
 
     @torch.no_grad()

@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import nn
 
 from fullyconv import postconditions
@@ -25,9 +27,11 @@ from fullyconv.locate import WHOLE_PICTURE, Located, Lost, Place, locate, positi
 from fullyconv.tracing import place_of, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 Pool = Literal["keep", "drop"]
+PoolKind = Literal["average pool", "maximum pool", "sum pool"]
+_REDUCTIONS: Mapping[str, PoolKind] = {"mean": "average pool", "amax": "maximum pool", "sum": "sum pool"}
 EXPECTED = "expected convolutions and pools up to one flatten or global pool"
 
 
@@ -153,7 +157,8 @@ class _Planner:
         self.dropped = False
 
     def plan(self) -> Plan:
-        flattens = [node for node in self.nodes if self._flattens(node)]
+        inside = self._inside_trunk()
+        flattens = [node for node in self.nodes if node not in inside and self._flattens(node)]
         if not flattens:
             raise SurgeryError(self._why_no_flatten())
         tops = {top for node in flattens for top in self._walk_up(node)}
@@ -174,7 +179,7 @@ class _Planner:
         self, features: torch.fx.Node, after: Sequence[torch.fx.Node], flatten: torch.fx.Node
     ) -> torch.fx.Node:
         """What the layer that scores classes reads: where a segmentation net puts its own scores instead."""
-        linears = [node for node in after if isinstance(self._module(node), nn.Linear)]
+        linears = [node for node in after if self._is_linear(node)]
         if linears:
             # Behind a global pool, hidden layers see one vector for the whole picture; as maps they would be blurred.
             return features if self._cells(flatten) == (1, 1) else linears[-1].all_input_nodes[0]
@@ -207,28 +212,25 @@ class _Planner:
             return repr(module) if next(module.children(), None) is None else type(module).__name__
         return getattr(node.target, "__name__", str(node.target))
 
+    def _is_linear(self, node: torch.fx.Node) -> bool:
+        return isinstance(self._module(node), nn.Linear) or node.target is F.linear
+
     def _source(self, node: torch.fx.Node) -> torch.fx.Node | None:
         """The first tensor that a node reads."""
         return next((n for n in node.all_input_nodes if self._shape(n)), None)
 
-    def _reduces(self, node: torch.fx.Node) -> bool:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return node.op in ("call_function", "call_method") and name in {"mean", "amax"}
-
-    def _is_pool(self, node: torch.fx.Node) -> Literal["average", "maximum"] | None:
+    def _is_pool(self, node: torch.fx.Node) -> PoolKind | None:
         """Whether a node pools a map, and how."""
         module, name = self._module(node), getattr(node.target, "__name__", str(node.target))
         if isinstance(module, nn.AdaptiveAvgPool2d | nn.AvgPool2d) or (
             node.op == "call_function" and name in {"adaptive_avg_pool2d", "avg_pool2d"}
         ):
-            return "average"
+            return "average pool"
         if isinstance(module, nn.AdaptiveMaxPool2d | nn.MaxPool2d) or (
             node.op == "call_function" and name in {"adaptive_max_pool2d", "max_pool2d"}
         ):
-            return "maximum"
-        if self._reduces(node):
-            return "average" if "mean" in name else "maximum"
-        return None
+            return "maximum pool"
+        return _REDUCTIONS.get(name) if node.op in ("call_function", "call_method") else None
 
     def _flattens(self, node: torch.fx.Node) -> bool:
         """Whether a node takes a map (B, C, h, w) to vectors (B, C*h*w), or pools it to (B, C)."""
@@ -236,12 +238,20 @@ class _Planner:
         before, after = self._shape(source), self._shape(node)
         if self._pooled_map(node) is not None:
             return True
-        if len(before) != 4 or not after or len(after) > 3 or isinstance(self._module(node), nn.Linear):
+        if len(before) != 4 or not after or len(after) > 3 or self._is_linear(node):
             return False
         elements = before[1] * before[2] * before[3]
         # One axis may still follow, of one element, where a net squeezes its axes one by one.
         flat = after[0] == before[0] and (after[1:] == (elements,) or after[1:] == (elements, 1))
         return flat and self._reaches_map(source)
+
+    def _inside_trunk(self) -> set[torch.fx.Node]:
+        """The nodes that some map reads, such as the vectors of a squeeze-and-excite block."""
+        inside: set[torch.fx.Node] = set()
+        for node in reversed(self.nodes):
+            if any(user in inside or self._positioned(user) for user in node.users):
+                inside.add(node)
+        return inside
 
     def _pooled_map(self, node: torch.fx.Node) -> torch.fx.Node | None:
         """The map that a mean or maximum takes to vectors (B, C).
@@ -336,7 +346,7 @@ class _Planner:
             if not self._positioned(source):
                 return self._find_pools(source)
             return [self._edit_pool(node, source)]
-        if self._positioned(node):
+        if self._positioned(node) and not self._behind_pool(node):
             return [node]
         tops = [top for source in node.all_input_nodes if self._reaches_map(source) for top in self._find_pools(source)]
         if not tops:
@@ -347,8 +357,16 @@ class _Planner:
             )
         return tops
 
+    def _behind_pool(self, node: torch.fx.Node) -> bool:
+        """Whether a node's one cell is what a fixed pool above it left."""
+        source = self._source(node)
+        if source is None or not self._single(node):
+            return False
+        return self._behind_pool(source) if self._single(source) else self._is_pool(node) is not None
+
     def _edit_pool(self, node: torch.fx.Node, source: torch.fx.Node) -> torch.fx.Node:
         kind = self._is_pool(node)
+        assert kind is not None
         h, w = self._shape(source)[2:]
         out = self._shape(node)
         rows, columns = (out[2], out[3]) if len(out) == 4 else (1, 1)
@@ -365,13 +383,15 @@ class _Planner:
         single = (rows, columns) == (1, 1)
         if single and self.pool == "drop":
             self.dropped = True
-            self._remove(node, "the pool is dropped, so that each position has its own score")
+            self._edit(node, "remove", "", "the pool is dropped, so that each position has its own score", kernel)
             return source
         stride = (1, 1) if single else kernel
+        name = "MaxPool2d" if kind == "maximum pool" else "AvgPool2d"
+        divisor = ", divisor 1" if kind == "sum pool" else ""
         self._edit(
             node,
-            "average pool" if kind == "average" else "maximum pool",
-            f"{'AvgPool2d' if kind == 'average' else 'MaxPool2d'}({kernel[0]}x{kernel[1]}, stride {stride[0]})",
+            kind,
+            f"{name}({kernel[0]}x{kernel[1]}, stride {stride[0]}{divisor})",
             "read at every position" if single else "the same factor at every size",
             kernel,
             stride,
@@ -406,9 +426,9 @@ class _Planner:
             module, shape = self._module(node), self._shape(node)
             if not shape:
                 continue  # x.size(0) and the like, which fall away with the reshape that they feed
-            folded[node] = (1, 1) if isinstance(module, nn.Linear) else cells
-            if isinstance(module, nn.Linear):
-                self._edit_linear(node, module, cells)
+            folded[node] = (1, 1) if self._is_linear(node) else cells
+            if self._is_linear(node):
+                self._edit_linear(node, self._shape(sources[0])[-1], shape[-1], cells)
             elif isinstance(module, nn.BatchNorm1d | nn.LayerNorm):
                 self._edit_norm(node, module, cells)
             elif isinstance(module, nn.Softmax | nn.LogSoftmax) or self._describe(node) in {"softmax", "log_softmax"}:
@@ -447,19 +467,18 @@ class _Planner:
             )
         return True
 
-    def _edit_linear(self, node: torch.fx.Node, module: nn.Linear, cells: tuple[int, int]) -> None:
+    def _edit_linear(self, node: torch.fx.Node, entries: int, outputs: int, cells: tuple[int, int]) -> None:
         rows, columns = cells
-        if module.in_features % (rows * columns):
+        if entries % (rows * columns):
             raise SurgeryError(
-                f"'{node.target}' has {module.in_features} inputs, not a multiple of the {rows}x{columns} cells of the "
-                "map before it",
-                path=str(node.target),
+                f"'{place_of(node)}' has {entries} inputs, not a multiple of the {rows}x{columns} cells of the map "
+                "before it",
+                path=place_of(node),
             )
-        inputs = module.in_features // (rows * columns)
         self._edit(
             node,
             "convolution",
-            f"Conv2d({inputs}, {module.out_features}, {rows}x{columns})",
+            f"Conv2d({entries // (rows * columns)}, {outputs}, {rows}x{columns})",
             "a linear layer on a map is a convolution whose kernel covers it",
             cells,
         )
@@ -498,10 +517,10 @@ class _Planner:
         if node.op == "output":
             return True
         if node in self.edits and self.edits[node].kind == "remove":
-            return self._is_pool(node) != "maximum"
+            return self._is_pool(node) not in ("maximum pool", "sum pool")
         affine = nn.Linear | nn.Conv2d | nn.Dropout | nn.BatchNorm1d | nn.BatchNorm2d | nn.Identity
         names = {"cat", "add", "permute", "transpose"}
-        return isinstance(self._module(node), affine) or self._describe(node) in names
+        return isinstance(self._module(node), affine) or self._is_linear(node) or self._describe(node) in names
 
     def _skip_removed(self, node: torch.fx.Node) -> torch.fx.Node:
         """The node that stands for this one once the edits are done."""
