@@ -103,6 +103,19 @@ def test_labels_that_are_all_void_are_an_error(tmp_path: Path) -> None:
     assert "no pixel of train belongs to a class" in report.findings[0].detail
 
 
+def test_pictures_of_more_than_colour_are_checked_with_all_their_files(tmp_path: Path) -> None:
+    root = make(tmp_path, [GOOD] * 3)
+    (root / "depth/train").mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8)).save(root / f"depth/train/{i}.png")
+    Image.fromarray(np.array([[1, 2]], np.uint8)).save(root / "depth/train/1.png")
+    report = check(open_folder(root, inputs=("color", "depth")))
+    assert [(f.kind, Path(f.files[0]).parts[-3:]) for f in report.errors] == [("picture", ("depth", "train", "1.png"))]
+    assert "1 x 2 pixels of depth for a picture of 1 x 4 (height x width)" in report.errors[0].detail
+    unmeasured = "depth that was not measured is the mean of what was"
+    assert report.notes == (f"2 of 3 pictures: {unmeasured}, as in 0: {unmeasured} (1 px)",)
+
+
 @dataclass
 class Two:
     """A data set of two heads that fails in an unexpected way on request."""

@@ -8,15 +8,20 @@ import pickle
 import unicodedata
 from pathlib import Path
 
+import miniatures as mini
 import numpy as np
 import pytest
+from PIL import Image
 
+from fullyconv.checking import check
 from fullyconv.config import Classes
 from fullyconv.datasets import DATASETS, SegmentationDataset, dataset
-from fullyconv.datasets.folder import VOC_NAMES, Folder, open_folder
+from fullyconv.datasets.folder import Folder, open_folder
+from fullyconv.datasets.voc import CLASSES as VOC
 from fullyconv.errors import ConfigError, DatasetError, ImageError, UnknownName
 from fullyconv.images import write_image, write_labels
 
+SPLITS = ("train", "val")
 TABLE = Classes.of("ground", "cat", "dog")
 
 
@@ -113,7 +118,7 @@ def test_the_voc_layout_and_its_classes(tmp_path: Path) -> None:
     (lists / "val.txt").write_text("2007_000039\n")
     train = open_folder(tmp_path)
     assert train.names == ["2007_000032", "2007_000063"]
-    assert train.classes["out"].names == VOC_NAMES
+    assert train.classes["out"].names == VOC.names
     assert train.unpaired == []
     assert "PASCAL VOC layout" in train.notes[0]
     assert any("21 classes of PASCAL VOC" in note for note in train.notes)
@@ -382,6 +387,60 @@ def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
         open_folder(root)
 
 
+# Pictures of more than colour ----------------------------------------------------------------------------------------
+
+
+def deep(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 6), 100, np.uint8)).save(path)
+
+
+def test_depth_lies_beside_the_pictures_under_the_same_names(tmp_path: Path) -> None:
+    flat(tmp_path, 4)
+    for i in range(4):
+        deep(tmp_path / f"depth/{i:02d}.png")
+    (tmp_path / "val.txt").write_text("01\n02\n")
+    for split, expected in (("train", ["00", "03"]), ("val", ["01", "02"])):
+        data = dataset("folder", tmp_path, split=split, inputs=("color", "depth"))
+        assert data.names == expected
+        assert (data[1].image.shape, data[1].image.dtype) == ((4, 6, 4), np.float32)
+        np.testing.assert_allclose(data[1].image[..., 3], np.log(100), rtol=1e-6)
+        assert data.paths(1) == (tmp_path / f"images/{expected[1]}.png", tmp_path / f"labels/{expected[1]}.png")
+    assert dataset("folder", tmp_path)[0].image.dtype == np.uint8
+    assert dataset("folder", tmp_path, inputs=("depth",)).paths(0)[0] == tmp_path / "depth/00.png"
+
+
+def test_inputs_of_a_divided_folder_are_divided_alike(tmp_path: Path) -> None:
+    divided(tmp_path, "train", "valid")
+    for split in ("train", "valid"):
+        for i in range(3):
+            picture(tmp_path / f"hha/{split}/{split}{i}.png", 9)
+    for split in ("train", "val"):
+        data = dataset("folder", tmp_path, split=split, inputs=("color", "hha"))
+        assert (data[0].image.shape, data[0].image.dtype) == ((4, 6, 6), np.uint8)
+        assert (data[0].image[..., 3:] == 9).all()
+
+
+def test_a_picture_without_an_input_is_refused_in_one_line(tmp_path: Path) -> None:
+    flat(tmp_path, 5)
+    with pytest.raises(DatasetError, match=r"depth: no such folder; expected the input 'depth' .*found classes\.txt"):
+        dataset("folder", tmp_path, inputs=("color", "depth"))
+    for i in range(3):
+        deep(tmp_path / f"depth/{i:02d}.png")
+    (tmp_path / "val.txt").write_text("02\n")
+    with pytest.raises(DatasetError, match=r"depth: no file for 2 of 4 pictures \(03, 04\); expected one") as refusal:
+        dataset("folder", tmp_path, inputs=("color", "depth"))
+    assert len(refusal.value.findings) == 2
+    assert len(dataset("folder", tmp_path, split="val", inputs=("color", "depth"))) == 1
+    with pytest.raises(UnknownName, match="no input 'deepth'; did you mean 'depth'"):
+        dataset("folder", tmp_path, inputs=("color", "deepth"))
+
+
+def test_generated_scenes_are_colour_only() -> None:
+    with pytest.raises(DatasetError, match="scenes: got the input 'hha'; its pictures have color only"):
+        dataset("scenes", "count=3", inputs=("color", "hha"))
+
+
 # By name -------------------------------------------------------------------------------------------------------------
 
 
@@ -392,17 +451,29 @@ def test_an_unknown_data_set_is_refused_with_the_near_ones() -> None:
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_data_set_keeps_the_contract(tmp_path: Path, name: str) -> None:
-    root = divided(tmp_path, "train", "val") if name == "folder" else "count=3 size=32x48"
+    root: Path | str = tmp_path
+    if name == "folder":
+        divided(tmp_path, "train", "val")
+    elif name == "scenes":
+        root = "count=3 size=32x48"
+    elif name == "pascal-context":
+        mini.pascal_context(tmp_path, tmp_path / "VOC2010", val=("a", "b", "c"))
+    else:
+        {"voc": mini.voc, "sbd": mini.sbd, "nyud": mini.nyud, "siftflow": mini.siftflow}[name](
+            tmp_path, val=("a", "b", "c")
+        )
     data: SegmentationDataset = dataset(name, root, split="val", seed=1)
     assert (data.name, data.split, len(data), len(data.names)) == (name, "val", 3, 3)
     sample = pickle.loads(pickle.dumps(data))[1]
     assert sample.name == data.names[1]
     assert sample.image.dtype == np.uint8
-    assert sample.labels.keys() == data.classes.keys() == {"out"}
-    table, found = data.classes["out"], sample.labels["out"]
-    assert found.shape == sample.image.shape[:2]
-    assert set(np.unique(found)) <= {*range(len(table)), table.void}
-    assert len(data.paths(1)) == 2
+    assert sample.labels.keys() == data.classes.keys()
+    for head, found in sample.labels.items():
+        table = data.classes[head]
+        assert found.shape == sample.image.shape[:2]
+        assert set(np.unique(found)) <= {*range(len(table)), table.void}
+    assert len(data.paths(1)) == 1 + len(data.classes)
+    assert not [finding for finding in check(data).errors if finding.files]
     with pytest.raises(IndexError):
         data[3]
 
@@ -428,13 +499,16 @@ def test_nyud_loads_as_it_is(shared: Path) -> None:
     assert len(train.classes["out"]) == 40
     assert not set(train.names) & set(val.names)
     assert train[0].labels["out"].max() == 255
+    for data in (dataset("folder", shared / "nyud", split=split, inputs=("color", "depth")) for split in SPLITS):
+        assert data[7].image.shape == (240, 320, 4)
+        assert 3 < data[7].image[..., 3].mean() < 5.6
 
 
 def test_voc_pairs_load_once_they_have_classes(shared: Path, tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder).symlink_to(shared / "voc_pairs" / folder)
     (tmp_path / "train.txt").write_text((shared / "voc_pairs" / "ids.txt").read_text())
-    (tmp_path / "classes.txt").write_text("\n".join(VOC_NAMES))
+    (tmp_path / "classes.txt").write_text("\n".join(VOC.names))
     # All three under one list; with one in another as well the folder is refused.
     (tmp_path / "val.txt").write_text("2011_000025\n")
     with pytest.raises(DatasetError, match=r"train.txt and val.txt share 1 pictures \(2011_000025\)"):

@@ -18,7 +18,19 @@ from PIL import Image, ImageOps, features
 
 from fullyconv.config import Classes, ClassInfo, voc_colour
 from fullyconv.errors import ImageError
-from fullyconv.images import label_values, overlay, read_image, read_labels, read_size, write_image, write_labels
+from fullyconv.images import (
+    label_channels,
+    label_values,
+    overlay,
+    read_depth,
+    read_image,
+    read_labels,
+    read_size,
+    read_values,
+    visible,
+    write_image,
+    write_labels,
+)
 
 CAMVID = Classes(
     entries=tuple(ClassInfo(id=i, name=f"class {i}", colour=voc_colour(i), ignore=i == 11) for i in range(12))
@@ -665,3 +677,105 @@ def test_an_overlay_tints_classes_and_leaves_void_alone() -> None:
     tinted = overlay(image, np.array([[0, 1, 255]], np.uint8), Classes.of("ground", "cat"), alpha=0.5)
     assert tinted.tolist() == [[[50, 50, 50], [114, 50, 50], [100, 100, 100]]]
     assert np.array_equal(overlay(image, np.zeros((1, 3), np.uint8), THREE, alpha=0), image)
+
+
+# Depth and other channels --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [(".png", np.uint8), (".png", np.uint16), (".tif", np.uint16), (".tif", np.int32), (".tif", np.float32)],
+)
+def test_depth_is_read_as_it_is_stored(tmp_path: Path, suffix: str, dtype: type) -> None:
+    stored = np.array([[0, 1, 200], [255, 7, 3]], dtype) * dtype(1 if dtype is np.uint8 else 100)
+    found = read_depth(label_file(tmp_path / f"a{suffix}", stored))
+    assert found.dtype == np.float32
+    assert np.array_equal(found, stored.astype(np.float32))
+
+
+def test_depth_of_four_bits_is_not_stretched(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(2, 1, 4, 0, b"\x00\x1f"))
+    assert read_depth(tmp_path / "a.png").tolist() == [[1, 15]]
+
+
+def test_depth_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    found = read_depth(saved(tmp_path / "a.png", Image.fromarray(stored), exif=exif))
+    assert np.array_equal(found, np.rot90(stored, -1))
+
+
+def test_what_is_no_depth_map_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="a depth map in JPEG, which may change depths; expected PNG"):
+        read_depth(saved(tmp_path / "a.jpg", Image.new("L", (4, 3))))
+    for mode in ("RGB", "P", "LA", "1"):
+        with pytest.raises(ImageError, match=f"a depth map in mode {mode}; expected one channel of 8, 16 or 32 bits"):
+            read_depth(saved(tmp_path / "a.png", Image.new(mode, (4, 3))))
+    whole = label_file(tmp_path / "b.png", RNG.integers(0, 9, (50, 50), np.uint8)).read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[:200])
+    with pytest.raises(ImageError, match=r"b\.png: truncated or corrupt"):
+        read_depth(tmp_path / "b.png")
+    with pytest.raises(ImageError, match="no such file"):
+        read_depth(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="declares 3 x 4 = 12 pixels, more than the limit of 11"):
+        read_depth(saved(tmp_path / "c.png", Image.new("L", (4, 3))), max_pixels=11)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_arrays_of_other_channels_are_taken_as_they_are(channels: int, dtype: type) -> None:
+    array = RNG.integers(0, 256, (5, 7, channels)).astype(dtype)
+    read = read_image(array, channels=channels)
+    assert read.pixels.dtype == dtype
+    assert np.array_equal(read.pixels, array)
+    assert read.notes == ()
+
+
+def test_what_has_not_the_channels_that_are_read_is_refused(tmp_path: Path) -> None:
+    for array, found in (
+        (PHOTO, r"uint8 \(20, 30, 3\)"),
+        (np.zeros((5, 7), np.uint8), r"uint8 \(5, 7\)"),
+        (np.zeros((5, 7, 4)), r"float64 \(5, 7, 4\)"),
+        (np.zeros((0, 7, 4), np.uint8), r"uint8 \(0, 7, 4\)"),
+    ):
+        with pytest.raises(ImageError, match=rf"expected uint8 or float32 of shape \(H, W, 4\), got {found}"):
+            read_image(array, channels=4)
+    with pytest.raises(ImageError, match="NaN or infinity"):
+        read_image(np.full((2, 2, 4), np.nan, np.float32), channels=4)
+    path = saved(tmp_path / "a.png", Image.fromarray(PHOTO))
+    with Image.open(path) as opened:
+        for picture in (path, opened):
+            with pytest.raises(
+                ImageError, match=r"a\.png: one file, where 4 channels are read; give an array \(H, W, 4"
+            ):
+                read_image(picture, channels=4)
+
+
+def test_of_other_channels_something_can_be_shown() -> None:
+    assert np.array_equal(visible(PHOTO), PHOTO)
+    fused = np.concatenate([PHOTO.astype(np.float32), np.full((20, 30, 1), 7.8, np.float32)], axis=2)
+    assert np.array_equal(visible(fused), PHOTO)
+    assert np.array_equal(visible(np.concatenate([PHOTO, PHOTO[::-1]], axis=2)), PHOTO)
+    grey = visible(np.array([[[7.0], [8.0], [9.0]]], np.float32))
+    assert grey[0, :, 0].tolist() == [0, 128, 255]
+    assert (grey == grey[..., :1]).all()
+    assert visible(np.full((2, 2, 1), 5, np.float32)).max() == 0
+    assert np.array_equal(overlay(fused, np.zeros((20, 30), np.uint8), THREE, 0), PHOTO)
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 255]), min_size=1, max_size=30))
+def test_ids_in_memory_mean_what_they_mean_in_a_file(ids: list[int]) -> None:
+    for dtype in (np.uint8, np.uint16, np.int64):
+        found = label_channels(np.array([ids], dtype), classes=THREE, path="x.mat")
+        assert found.tolist() == [ids]
+        assert found.dtype == np.uint8
+
+
+def test_ids_in_memory_are_refused_by_the_name_of_their_file(tmp_path: Path) -> None:
+    for bad in (3, -1, 70000):
+        with pytest.raises(ImageError, match=rf"x\.mat: 1 value outside the table of classes: {bad} \(1 px\)"):
+            label_channels(np.array([[0, bad]]), classes=THREE, path="x.mat")
+    with pytest.raises(ImageError, match=r"x\.mat: a label map of 1 x 2 for a picture of 2 x 2"):
+        label_channels(np.array([[0, 1]]), classes=THREE, path="x.mat", size=(2, 2))
+    assert read_values(label_file(tmp_path / "a.png", np.array([[0, 9]], np.uint8))).tolist() == [[0, 9]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullyconv.datasets import dataset
+from fullyconv.config import Classes
+from fullyconv.datasets import Sample, dataset
 from fullyconv.sampling import (
     AUGMENT,
     Positions,
@@ -117,3 +119,38 @@ def test_crops_suit_the_pictures(found: list[tuple[int, int]], crop: tuple[int, 
 def test_sizes_are_those_of_the_pictures() -> None:
     assert sizes(SCENES) == [(32, 48)] * 6
     assert sizes(SCENES, most=2) == [(32, 48)] * 2
+
+
+@dataclass
+class Fused:
+    """Two pictures of four channels, of different sizes."""
+
+    name: str = "fused"
+    split: str = "train"
+    notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ("a", "b")
+    classes: dict[str, Classes] = field(default_factory=lambda: {"out": Classes.of("x", "y")})
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Sample:
+        size = (4, 6 + 2 * index)
+        return Sample(self.names[index], np.full((*size, 4), index, np.float32), {"out": np.zeros(size, np.uint8)})
+
+    def paths(self, index: int) -> tuple[None, None]:
+        return None, None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_of_other_channels_are_batched_with_a_padding_of_their_own(workers: int) -> None:
+    fill = (1.0, 2.0, 3.0, 7.5)
+    transform = TrainTransform(scale=(1, 1), mirror=False, coloured=False, fill=fill)
+    data = View(Fused(), [0, 1], remember=True)
+    assert sizes(data) == [(4, 6), (4, 8)]
+    stream = batches(Samples(data, transform, 0), Positions(start=0, batch=2), void=255, workers=workers, fill=fill)
+    images, labels = next(stream)
+    assert (images.dtype, images.shape) == (torch.float32, (2, 4, 4, 8))
+    short = int(images[:, 0, 0, 0].argmin())
+    assert torch.equal(images[short, :, 0, 6], torch.tensor(fill))
+    assert (labels["out"][short, :, 6:] == 255).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -211,3 +212,67 @@ def test_labels_are_scaled_by_the_centres_of_their_pixels() -> None:
     # Of three pixels, the middle one stands for them: corners would give the first.
     thirds = TrainTransform(scale=(1 / 3, 1 / 3), mirror=False, jitter=0)
     assert thirds(sample(np.array([[1, 2, 3]] * 3, np.uint8)), drawn(0))[1]["out"].tolist() == [[2]]
+
+
+# Other channels than colour ------------------------------------------------------------------------------------------
+
+
+def fused(labels: np.ndarray) -> SimpleNamespace:
+    """A picture of colours and, as its fourth channel, of the label itself."""
+    image = np.concatenate([COLOURS[labels], labels[..., None]], axis=2).astype(np.float32)
+    return SimpleNamespace(image=image, labels={"out": labels})
+
+
+@settings(max_examples=60, deadline=None)
+@given(transform=transforms, seed=st.integers(0, 2**31))
+def test_every_channel_goes_through_the_geometry_of_the_labels(transform: TrainTransform, seed: int) -> None:
+    transform = replace(transform, fill=(*MEAN, 255.0))
+    image, truths = transform(fused(blocks(50, 40, seed)), drawn(seed))
+    assert image.dtype == torch.float32
+    assert image.shape == (4, *truths["out"].shape)
+    truth, reach = truths["out"].long(), 3
+    maps = torch.stack([truth, -truth])[:, None].float()
+    largest = torch.nn.functional.max_pool2d(torch.nn.functional.pad(maps, (reach,) * 4, value=999), 2 * reach + 1, 1)
+    sure = largest[0, 0] == -largest[1, 0]
+    assert ((image[3] - truth).abs()[sure] <= 1e-3).all()
+    assert ((image[:3] - torch.from_numpy(COLOURS)[truth].permute(2, 0, 1)).abs().amax(0)[sure] <= 1e-3).all()
+
+
+def test_jitter_changes_colour_and_nothing_else() -> None:
+    labels = blocks(20, 30, 0)
+    strong = TrainTransform(scale=(1, 1), mirror=False, jitter=0.9, fill=(*MEAN, 0))
+    image, _ = strong(fused(labels), drawn(1))
+    plain = torch.from_numpy(fused(labels).image).permute(2, 0, 1)
+    assert torch.equal(image[3], plain[3])
+    assert not torch.allclose(image[:3], plain[:3], atol=5)
+    assert image.min() >= 0
+    assert image[:3].max() <= 255
+    # The same numbers as for whole colours, but that these are not rounded.
+    rounded, _ = replace(strong, fill=MEAN)(sample(labels), drawn(1))
+    assert (image[:3] - rounded).abs().max() <= 0.501
+    untouched, _ = replace(strong, coloured=False)(fused(labels), drawn(1))
+    assert torch.equal(untouched, plain)
+
+
+def test_padding_is_given_for_each_channel() -> None:
+    labels = np.full((4, 6), 7, np.uint8)
+    crop = TrainTransform(crop=(10, 10), scale=(1, 1), jitter=0, fill=(1.5, 2, 3, 7.844))
+    image, truths = crop(fused(labels), drawn(0))
+    padding = image.permute(1, 2, 0)[truths["out"] == 255]
+    assert torch.equal(padding, torch.tensor([1.5, 2, 3, 7.844]).expand(76, 4))
+    images, _ = collate([(image, truths), (image[:, :4], {"out": truths["out"][:4]})], fill=(0, 0, 0, 9))
+    assert (images.dtype, images.shape) == (torch.float32, (2, 4, 10, 10))
+    assert torch.equal(images[1, :, 4:].flatten(1).T.unique(dim=0), torch.tensor([[0.0, 0, 0, 9]]))
+    # Whole numbers are rounded: a mean of 103.94 is 104, not 103.
+    whole, _ = TrainTransform(crop=(9, 9), scale=(1, 1), jitter=0, fill=(103.94, 0.4, 255.0))(sample(labels), drawn(0))
+    assert whole.dtype == torch.uint8
+    assert {104, 0, 255} <= set(whole.unique().tolist())
+
+
+def test_padding_for_other_channels_than_there_are_is_refused() -> None:
+    labels = np.zeros((4, 6), np.uint8)
+    with pytest.raises(ConfigError, match="fill: got 3 numbers for pictures of 4 channels; expected one each"):
+        TrainTransform()(fused(labels), drawn(0))
+    image, truths = NONE(sample(labels), drawn(0))
+    with pytest.raises(ConfigError, match="fill: got 1 numbers for pictures of 3 channels"):
+        collate([(image, truths)], fill=(0.0,))

@@ -99,7 +99,7 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
         try:
             sample = data[index]
         except ImageError as error:
-            kind: Literal["picture", "label"] = "label" if error.path == data.paths(index)[1] else "picture"
+            kind: Literal["picture", "label"] = "label" if error.path in data.paths(index)[1:] else "picture"
             return Finding(kind, "error", (str(error.path),), str(error))
         pixels = {
             head: np.bincount(labels.ravel(), minlength=tables[head].void + 1).astype(np.int64)

@@ -1,8 +1,8 @@
 """The one door through which a file becomes an array, with every refusal in it.
 
-Pictures become (H, W, 3) uint8 RGB, upright; label maps become (H, W) channel numbers of a table of classes. What was
-done on the way that the eye may not expect (a frame chosen, an alpha composed, 16 bits scaled to 8) is said in notes.
-Whatever Pillow does with a hostile file, the caller sees an array or an `ImageError`, and no warning.
+Pictures become (H, W, 3) uint8 RGB, upright; depth maps (H, W) float32; label maps (H, W) channel numbers of a table of
+classes. What was done on the way that the eye may not expect (a frame chosen, an alpha composed, 16 bits scaled to 8)
+is said in notes. Whatever Pillow does with a hostile file, the caller sees an array or an `ImageError`, and no warning.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SUFFIXES = frozenset((
 """Endings (lower case) by which a file in a folder is taken for a picture. What it holds is found by reading it."""
 
 _PROGRAMS = {"EPS", "WMF", "EMF"}  # Pillow hands these to an interpreter: Ghostscript, or Windows
-_LABEL_FORMATS = {"PNG", "TIFF", "BMP"}  # not GIF, whose writers renumber the palette
+_EXACT_FORMATS = {"PNG", "TIFF", "BMP"}  # not GIF, whose writers renumber the palette
 _UPRIGHT: dict[int, Callable[[Array], Array]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -68,16 +68,20 @@ class ReadImage:
     """A picture as it is used, and what was done to make it so.
 
     Attributes:
-        pixels: (H, W, 3) uint8 RGB, upright, contiguous and writable.
+        pixels: (H, W, 3) uint8 RGB, or another number of channels that was asked for; upright, contiguous, writable.
         notes: short sentences; empty when the file was plain.
     """
 
-    pixels: UInt8
+    pixels: Array
     notes: tuple[str, ...] = ()
 
 
 def read_image(
-    picture: Picture, *, max_pixels: int = MAX_PIXELS, background: tuple[int, int, int] = (255, 255, 255)
+    picture: Picture,
+    *,
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = (255, 255, 255),
 ) -> ReadImage:
     """Read a picture into (H, W, 3) uint8 RGB, upright.
 
@@ -87,6 +91,8 @@ def read_image(
 
     Args:
         picture: a path, a Pillow image (its current frame), or a uint8 array (H, W, 3), (H, W, 4) or (H, W).
+        channels: that are wanted. Where they are not 3, the picture is an array (H, W, channels), uint8 or float32, as
+            a data set of several inputs gives it, and is taken as it is.
         max_pixels: most pixels that the file may declare.
         background: RGB, 0..255, that shows where the picture is transparent.
 
@@ -98,6 +104,8 @@ def read_image(
         (2, 3, 3)
     """
     notes: list[str] = []
+    if channels != 3:
+        return ReadImage(_from_channels(picture, channels))
     if isinstance(picture, np.ndarray):
         return ReadImage(_from_array(picture, background, notes), tuple(notes))
     with _opened(picture, max_pixels) as image:
@@ -148,7 +156,27 @@ def read_labels(
         ImageError: not a label map, lossy, transparent, of another size, or with an id or colour outside the table:
             then the message holds the values and their pixel counts.
     """
-    values = _read_values(path, max_pixels)
+    return label_channels(read_values(path, max_pixels=max_pixels), classes=classes, path=path, size=size)
+
+
+def label_channels(
+    values: Array, *, classes: Classes, path: str | PathLike[str], size: tuple[int, int] | None = None
+) -> Labels:
+    """Turn ids (H, W), of any integer type, or colours (H, W, 3) uint8 into channel numbers, as `read_labels` does.
+
+    Args:
+        values: as they lie in a label file.
+        classes: the table of ids, colours and void classes.
+        path: the file that they come from, for the message.
+        size: (height, width) that the picture has.
+
+    Raises:
+        ImageError: of another size, or with an id or colour outside the table.
+
+    Example:
+        >>> label_channels(np.array([[1, 0, 255]]), classes=Classes.of("sky", "sea"), path="x.png").tolist()
+        [[1, 0, 255]]
+    """
     if size is not None and values.shape[:2] != tuple(size):
         turned = " (its sides are swapped: one of the two is not upright)" if values.shape[1::-1] == tuple(size) else ""
         raise ImageError(
@@ -181,8 +209,44 @@ def label_values(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
     Raises:
         ImageError: as `read_labels`, but for the table of classes.
     """
-    values = _read_values(path, max_pixels)
+    values = read_values(path, max_pixels=max_pixels)
     return _count(values, coloured=values.ndim == 3)
+
+
+def read_values(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Array:
+    """Ids (H, W) as integers, or colours (H, W, 3) uint8, as they lie in a label file; EXIF orientation is applied.
+
+    Raises:
+        ImageError: as `read_labels`, but for the table of classes.
+    """
+    with _opened(path, max_pixels) as image:
+        _refuse_lossy(image, "a label map", "ids")
+        raw = _raw_modes(image)
+        image.load()
+        values = _make_upright(image, _values_of(image, raw), [])
+        if getattr(image, "n_frames", 1) > 1:
+            raise _RefusedError(f"a label map of {image.n_frames} frames; expected one")  # type: ignore[attr-defined]
+        return values
+
+
+def read_depth(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.float32]:
+    """Read a depth map into (H, W) float32: the numbers as they are stored, in whatever unit, upright.
+
+    Args:
+        path: PNG, or lossless TIFF, or BMP, of one channel of 8, 16 or 32 bits.
+        max_pixels: most pixels that the file may declare.
+
+    Raises:
+        ImageError: not a depth map, lossy, of several channels, truncated or corrupt.
+    """
+    with _opened(path, max_pixels) as image:
+        _refuse_lossy(image, "a depth map", "depths")
+        raw = _raw_modes(image)
+        image.load()
+        if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+            raise _RefusedError(f"a depth map in mode {image.mode}; expected one channel of 8, 16 or 32 bits")
+        values = np.array(image) if image.mode == "F" else _values_of(image, raw)
+        return _make_upright(image, values.astype(np.float32), [])
 
 
 def write_labels(path: str | PathLike[str], indices: Array, classes: Classes) -> None:
@@ -230,8 +294,28 @@ def write_image(path: str | PathLike[str], pixels: UInt8) -> None:
     _write(path, Image.fromarray(pixels), kind, {"quality": 92, "subsampling": 0} if kind == "JPEG" else {})
 
 
-def overlay(image: UInt8, indices: Array, classes: Classes, alpha: float = 0.5) -> UInt8:
-    """The picture (H, W, 3) tinted with the colours of its classes; ``alpha`` 0: only picture, 1: only colour.
+def visible(pixels: Array) -> UInt8:
+    """What of a picture (H, W, C), uint8 or float32, can be shown, as (H, W, 3) uint8: its first three channels.
+
+    Of fewer than three, the first is stretched to 0..255 and shown in grey.
+
+    Example:
+        >>> visible(np.array([[[1.0], [3.0]]], np.float32)).tolist()
+        [[[0, 0, 0], [255, 255, 255]]]
+    """
+    shown = pixels[..., :3]
+    if shown.shape[2] < 3:
+        first = shown[..., :1].astype(np.float32)
+        shown = np.repeat((first - first.min()) * (255 / (float(np.ptp(first)) or 1.0)), 3, axis=2)
+    if shown.dtype != np.uint8:
+        shown = (shown + np.float32(0.5)).clip(0, 255)
+    return shown.astype(np.uint8, copy=False)
+
+
+def overlay(image: Array, indices: Array, classes: Classes, alpha: float = 0.5) -> UInt8:
+    """What is `visible` of a picture (H, W, C), tinted with the colours of its classes, as (H, W, 3) uint8.
+
+    ``alpha`` 0: only picture, 1: only colour.
 
     Void pixels keep the picture's own colour.
     """
@@ -240,7 +324,7 @@ def overlay(image: UInt8, indices: Array, classes: Classes, alpha: float = 0.5) 
     weights = np.full(classes.void + 1, round(alpha * 256), np.uint16)
     weights[classes.void] = 0
     weight = weights[indices][..., None]
-    mixed = image * (256 - weight) + colours[indices] * weight + 128
+    mixed = visible(image) * (256 - weight) + colours[indices] * weight + 128
     return (mixed >> 8).astype(np.uint8)
 
 
@@ -366,6 +450,19 @@ def _from_array(array: Array, background: tuple[int, int, int], notes: list[str]
     if channels == 0:
         return np.repeat(array[..., None], 3, axis=2)
     return np.require(array, requirements=["C", "W"])
+
+
+def _from_channels(picture: Picture, channels: int) -> Array:
+    if not isinstance(picture, np.ndarray):
+        source = getattr(picture, "filename", "") or "<image>" if isinstance(picture, Image.Image) else picture
+        raise ImageError(source, f"one file, where {channels} channels are read; give an array (H, W, {channels})")
+    if picture.dtype not in (np.uint8, np.float32) or picture.shape[2:] != (channels,) or picture.size == 0:
+        raise ImageError(
+            "<array>", f"expected uint8 or float32 of shape (H, W, {channels}), got {picture.dtype} {picture.shape}"
+        )
+    if not np.isfinite(picture).all():
+        raise ImageError("<array>", "NaN or infinity among its numbers; expected finite ones")
+    return np.require(picture, requirements=["C", "W"])
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int], notes: list[str]) -> UInt8:
@@ -511,19 +608,11 @@ def _lookup(classes: Classes) -> _Lookup:
     return _Lookup(known, of_id, np.array(codes, np.int64), np.array(indices, dtype), shared)
 
 
-def _read_values(path: str | PathLike[str], max_pixels: int) -> Array:
-    """Ids (H, W) as integers, or colours (H, W, 3) uint8, as they lie in a label file."""
-    with _opened(path, max_pixels) as image:
-        compression = str(image.info.get("compression", ""))
-        if image.format not in _LABEL_FORMATS or "jpeg" in compression or "webp" in compression:
-            lossy = f"{image.format} {compression}".strip()
-            raise _RefusedError(f"a label map in {lossy}, which may change ids; expected PNG (or lossless TIFF, BMP)")
-        raw = _raw_modes(image)
-        image.load()
-        values = _make_upright(image, _values_of(image, raw), [])
-        if getattr(image, "n_frames", 1) > 1:
-            raise _RefusedError(f"a label map of {image.n_frames} frames; expected one")  # type: ignore[attr-defined]
-        return values
+def _refuse_lossy(image: Image.Image, what: str, numbers: str) -> None:
+    compression = str(image.info.get("compression", ""))
+    if image.format not in _EXACT_FORMATS or "jpeg" in compression or "webp" in compression:
+        lossy = f"{image.format} {compression}".strip()
+        raise _RefusedError(f"{what} in {lossy}, which may change {numbers}; expected PNG (or lossless TIFF, BMP)")
 
 
 def _values_of(image: Image.Image, raw: list[str]) -> Array:

@@ -409,11 +409,12 @@ def _row(predictor: Predictor, data: SegmentationDataset, head: str, index: int,
     sample, classes = data[index], data.classes[head]
     truth, found = sample.labels[head], predictor(sample.image).labels[head]
     counted = truth != classes.void
-    errors = (sample.image.mean(2, keepdims=True) * 0.5 + 96).astype(np.uint8).repeat(3, axis=2)
+    shown = images.visible(sample.image)
+    errors = (shown.mean(2, keepdims=True) * 0.5 + 96).astype(np.uint8).repeat(3, axis=2)
     errors[counted & (truth != found)] = (214, 40, 40)
     errors[~counted] = (128, 128, 128)
     pictures = [
-        Picture(sample.image, "picture"),
+        Picture(shown, "picture"),
         Picture(images.overlay(sample.image, truth, classes, 0.75), "truth"),
         Picture(images.overlay(sample.image, found, classes, 0.75), "prediction"),
         Picture(errors, f"errors: {1 - matrix.pixel_accuracy:.1%} of the pixels"),

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fullyconv.datasets.base import Sample, SegmentationDataset
 from fullyconv.images import read_size
-from fullyconv.transforms import collate
+from fullyconv.transforms import MEAN, collate
 
 Batch = tuple[Tensor, dict[str, Tensor]]
-"""Images (B, 3, H, W) uint8 and, for each head, labels (B, H, W) int64."""
+"""Images (B, C, H, W) uint8 or float32 and, for each head, labels (B, H, W) int64."""
 Transform = Callable[[Sample, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -97,16 +97,18 @@ class Positions(Sampler[list[int]]):
             first += self.batch
 
 
-def batches(samples: Samples, positions: Positions, *, void: int, workers: int) -> Iterator[Batch]:
+def batches(
+    samples: Samples, positions: Positions, *, void: int, workers: int, fill: tuple[float, ...] = MEAN
+) -> Iterator[Batch]:
     """The batches at these positions, read ahead by ``workers`` processes (0: read where they are asked for).
 
-    Where sizes differ, labels are padded with ``void``.
+    Where sizes differ, labels are padded with ``void`` and pictures with ``fill``, a number for each channel.
     """
     loader = DataLoader(
         samples,
         batch_sampler=positions,
         num_workers=workers,
-        collate_fn=partial(collate, void=void),
+        collate_fn=partial(collate, void=void, fill=fill),
         worker_init_fn=_deaf,
         generator=torch.Generator(),  # else it draws from the user's
     )
@@ -144,7 +146,7 @@ class View:
     def __getitem__(self, index: int) -> Sample:
         return self.data[self.indices[index]] if self._kept is None else self._kept[index]
 
-    def paths(self, index: int) -> tuple[Path | None, Path | None]:
+    def paths(self, index: int) -> tuple[Path | None, ...]:
         return self.data.paths(self.indices[index])
 
 
@@ -163,7 +165,7 @@ def sizes(data: SegmentationDataset, *, most: int = 500) -> list[tuple[int, int]
     """(height, width) of up to ``most`` of the pictures; files are opened but not decoded."""
 
     def size(index: int) -> tuple[int, int]:
-        path, _ = data.paths(index)
+        path = data.paths(index)[0]
         height, width = data[index].image.shape[:2] if path is None else read_size(path)
         return height, width
 

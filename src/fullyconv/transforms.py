@@ -19,18 +19,18 @@ from torchvision.transforms import v2
 
 from fullyconv.errors import ConfigError
 
-MEAN = (124, 116, 104)
+MEAN = (124.0, 116.0, 104.0)
 """Mean colour of ImageNet, RGB 0..255: what pictures are padded with, since it is near 0 once normalised."""
 
 Tensors = tuple[Tensor, dict[str, Tensor]]
-"""A picture (3, H, W) uint8 and, for each head, its labels (H, W) uint8 or int32."""
+"""A picture (C, H, W) uint8 or float32 and, for each head, its labels (H, W) uint8 or int32."""
 
 
 class Sampled(Protocol):
-    """What is transformed: a picture (H, W, 3) uint8 and, for each head, labels (H, W); a `Sample` of a data set."""
+    """What is transformed: a picture (H, W, C) uint8 or float32 and, for each head, labels (H, W): a `Sample`."""
 
     @property
-    def image(self) -> npt.NDArray[np.uint8]: ...
+    def image(self) -> npt.NDArray[Any]: ...
     @property
     def labels(self) -> Mapping[str, npt.NDArray[Any]]: ...
 
@@ -45,10 +45,16 @@ class TrainTransform:
         scale: smallest and largest factor on both sides, drawn evenly on a logarithmic scale, so that halving is as
             likely as doubling.
         mirror: flip left and right in half of the samples.
-        jitter: 0..1; brightness, contrast and saturation are each multiplied by 1 - jitter .. 1 + jitter.
+        jitter: 0..1; brightness, contrast and saturation are each multiplied by 1 - jitter .. 1 + jitter. Of the first
+            three channels only, and only where the picture is ``coloured``.
         shift: translation by up to so many pixels each way, as in the paper (32), on the whole picture.
         void: the label of padding.
-        fill: RGB 0..255 of padding.
+        fill: what padding holds, a number for each channel, such as the mean that the model subtracts; RGB 0..255 first
+            where the picture is coloured.
+        coloured: whether the first three channels are RGB 0..255.
+
+    Raises:
+        ConfigError: a shift goes with a crop; or, when called, ``fill`` has not the channels of the picture.
 
     Example:
         >>> from types import SimpleNamespace
@@ -64,7 +70,8 @@ class TrainTransform:
     jitter: float = 0.25
     shift: int = 0
     void: int = 255
-    fill: tuple[int, int, int] = MEAN
+    fill: tuple[float, ...] = MEAN
+    coloured: bool = True
 
     def __post_init__(self) -> None:
         if self.crop is not None and self.shift:
@@ -72,6 +79,7 @@ class TrainTransform:
 
     def __call__(self, sample: Sampled, generator: torch.Generator) -> Tensors:
         """Transform one sample; always draws ten numbers, whatever the settings."""
+        fill = _padding(self.fill, channels=sample.image.shape[2], dtype=torch.from_numpy(sample.image[:0]).dtype)
         draw = torch.rand(10, generator=generator, dtype=torch.float64).tolist()
         low, high = self.scale
         factor = low * (high / low) ** draw[0] if low < high else low
@@ -85,9 +93,9 @@ class TrainTransform:
         if image.shape[1:] != (rows.scaled, columns.scaled):
             image = v2.functional.resize(image, [rows.scaled, columns.scaled], antialias=True)
         image = image.contiguous()
-        if self.jitter:
-            image = _recolour(image, *(1 + self.jitter * (2 * number - 1) for number in draw[6:9]))
-        image = _place(image, rows, columns, torch.tensor(self.fill, dtype=torch.uint8)[:, None, None])
+        if self.jitter and self.coloured:
+            image[:3] = _recolour(image[:3], *(1 + self.jitter * (2 * number - 1) for number in draw[6:9]))
+        image = _place(image, rows, columns, fill)
         labels = {
             head: _place(torch.from_numpy(_gather(truth, rows, columns)), rows, columns, torch.tensor(self.void))
             for head, truth in sample.labels.items()
@@ -102,15 +110,21 @@ NONE = TrainTransform(scale=(1.0, 1.0), mirror=False, jitter=0.0)
 """Changes nothing: a sample as tensors."""
 
 
-def collate(batch: Sequence[Tensors], *, void: int = 255, fill: tuple[int, int, int] = MEAN) -> Tensors:
+def collate(batch: Sequence[Tensors], *, void: int = 255, fill: tuple[float, ...] = MEAN) -> Tensors:
     """Stack samples of any sizes, padding each at the right and the bottom to the largest height and width.
 
     Returns:
-        pictures (B, 3, H, W) uint8, padded with ``fill``; for each head, labels (B, H, W) int64, padded with ``void``.
+        pictures (B, C, H, W) of the samples' type, padded with ``fill``; for each head, labels (B, H, W) int64, padded
+        with ``void``.
+
+    Raises:
+        ConfigError: ``fill`` has not the channels of the pictures.
     """
+    first = batch[0][0]
     height = max(image.shape[1] for image, _ in batch)
     width = max(image.shape[2] for image, _ in batch)
-    images = torch.tensor(fill, dtype=torch.uint8)[:, None, None].expand(len(batch), 3, height, width).contiguous()
+    padding = _padding(fill, channels=len(first), dtype=first.dtype)
+    images = padding.expand(len(batch), len(first), height, width).contiguous()
     labels = {head: torch.full((len(batch), height, width), void) for head in batch[0][1]}
     for i, (image, truths) in enumerate(batch):
         images[i, :, : image.shape[1], : image.shape[2]] = image
@@ -166,11 +180,25 @@ def _place(values: Tensor, rows: _Axis, columns: _Axis, fill: Tensor) -> Tensor:
     return canvas
 
 
+def _padding(fill: Sequence[float], *, channels: int, dtype: torch.dtype) -> Tensor:
+    """``fill`` as (C, 1, 1) of this type."""
+    if len(fill) != channels:
+        raise ConfigError(
+            f"fill: got {len(fill)} numbers for pictures of {channels} channels; expected one each, such as the mean "
+            "that the model subtracts",
+            where="fill",
+        )
+    values = torch.tensor(fill, dtype=torch.float32)
+    return (values if dtype.is_floating_point else values.round().clamp(0, 255)).to(dtype)[:, None, None]
+
+
 def _recolour(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
     """Brightness, contrast about the mean grey, and saturation in one go: all three are linear in the colours."""
     grey = torch.tensor([0.299, 0.587, 0.114])
     pixels = image.flatten(1).float()  # (3, H*W): a product with 3 x 3 is ten times faster from this side
     mean = float(grey @ pixels.mean(1)) * brightness
     mix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * grey)
+    if image.is_floating_point():
+        return torch.addmm(torch.full((3, 1), (1 - contrast) * mean), mix, pixels).clamp_(0, 255).view(image.shape)
     coloured = torch.addmm(torch.full((3, 1), (1 - contrast) * mean + 0.5), mix, pixels)
     return coloured.clamp_(0, 255.5).to(torch.uint8).view(image.shape)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from fullyconv.config import Classes
@@ -19,13 +18,14 @@ class Sample:
 
     Attributes:
         name: unique within its data set; for files, the path below the split without the suffix.
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, C): (H, W, 3) uint8 RGB unless the data set was opened with other inputs; float32 where depth is
+            among them.
         labels: for each head ("out" where there is one) (H, W) uint8 or uint16 channel numbers, void where unknown.
         notes: what was done in reading that the eye may not expect.
     """
 
     name: str
-    image: npt.NDArray[np.uint8]
+    image: npt.NDArray[Any]
     labels: Mapping[str, npt.NDArray[Any]]
     notes: tuple[str, ...] = ()
 
@@ -58,6 +58,9 @@ class SegmentationDataset(Protocol):
         """Read sample ``index``; raises `ImageError` where a file cannot be used."""
         ...
 
-    def paths(self, index: int) -> tuple[Path | None, Path | None]:
-        """The files of picture and labels of sample ``index``; None where there is none, as in generated data."""
+    def paths(self, index: int) -> tuple[Path | None, ...]:
+        """The file of the picture of sample ``index``, then that of each head's labels.
+
+        Of a picture of several inputs it is the first's. None where there is none, as in generated data.
+        """
         ...

@@ -4,6 +4,7 @@
     ROOT/images/NAME.*                      ROOT/labels/NAME.png                    ROOT/{train,val}.txt, optional
     ROOT/JPEGImages/NAME.jpg                ROOT/SegmentationClass/NAME.png         ROOT/ImageSets/Segmentation/*.txt
 
+and, where a picture is more than colour, ROOT/depth and ROOT/hha in the layout of the pictures, with the same names;
 and ROOT/classes.txt (one name a line, in order of id) or ROOT/classes.json (id, name, colour, ignore). What was
 recognised is said in `Folder.notes`; what cannot be recognised for certain is refused.
 """
@@ -21,8 +22,11 @@ from pathlib import Path
 
 from fullyconv.config import Classes, voc_colour
 from fullyconv.datasets.base import Sample
+from fullyconv.datasets.inputs import CHANNELS, check_inputs, read_inputs
+from fullyconv.datasets.listed import inside_of
+from fullyconv.datasets.voc import CLASSES as VOC
 from fullyconv.errors import DatasetError, ImageError
-from fullyconv.images import SUFFIXES, label_values, read_image, read_labels
+from fullyconv.images import SUFFIXES, label_values, read_labels
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "SegmentationClass")
@@ -32,13 +36,6 @@ SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 VOID_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore"})
 VAL_SHARE = 0.1
 """Share of the pictures that is drawn for val where the folder has no val split."""
-
-# fmt: off
-VOC_NAMES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Folder:
         split: as asked for.
         classes: ``{"out": table}``.
         names: paths below the split without suffix, with forward slashes, sorted.
-        files: picture and label map of each name.
+        files: of each name the file of each input of the picture, and the label map.
         notes: what was recognised, chosen or left out.
         unpaired: pictures of this split without a label map and the reverse, left out of ``names``.
     """
@@ -59,7 +56,7 @@ class Folder:
     split: str
     classes: Mapping[str, Classes]
     names: Sequence[str]
-    files: Sequence[tuple[Path, Path]]
+    files: Sequence[tuple[Mapping[str, Path], Path]]
     notes: Sequence[str] = ()
     unpaired: Sequence[Path] = ()
     name: str = field(default="folder", init=False)
@@ -69,30 +66,38 @@ class Folder:
 
     def __getitem__(self, index: int) -> Sample:
         """Read sample ``index``; raises `ImageError` where a file cannot be used."""
-        image_path, label_path = self.files[index]
-        image = read_image(image_path)
-        labels = read_labels(label_path, classes=self.classes["out"], size=image.pixels.shape[:2])
-        return Sample(self.names[index], image.pixels, {"out": labels}, image.notes)
+        pictures, label_path = self.files[index]
+        image, notes = read_inputs(pictures)
+        labels = read_labels(label_path, classes=self.classes["out"], size=(image.shape[0], image.shape[1]))
+        return Sample(self.names[index], image, {"out": labels}, notes)
 
     def paths(self, index: int) -> tuple[Path, Path]:
-        """The files of picture and label map of sample ``index``."""
-        return self.files[index]
+        """The files of picture (of its first input) and label map of sample ``index``."""
+        pictures, label_path = self.files[index]
+        return next(iter(pictures.values())), label_path
 
 
-def open_folder(root: str | PathLike[str], *, split: str = "train", seed: int = 0) -> Folder:
+def open_folder(
+    root: str | PathLike[str], *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
+) -> Folder:
     """Open one split of a folder, whatever of the three layouts it has.
+
+    ``inputs`` are what a picture is made of, channel after channel. "color" is what lies in images/, "depth" in depth/
+    and "hha" in hha/, with the same names.
 
     Without a val split, a tenth of train is drawn for it, by a hash of ``seed`` and name: the same pictures on every
     machine, and a picture stays where it was drawn when others are added. Nothing is written.
 
     Raises:
-        DatasetError: no such folder, no layout that is known, two readings of it, no classes, or nothing that pairs.
+        DatasetError: no such folder, no layout that is known, two readings of it, no classes, nothing that pairs, or a
+            picture without one of its inputs.
         ConfigError: the table of classes is not valid.
     """
     root = Path(root)
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise DatasetError(f"{root}: {found} there; expected a folder with images/, labels/ and classes.txt")
+    check_inputs(inputs, CHANNELS, where=str(root))
     notes: list[str] = []
     images, labels = _halves(root, notes)
     source = _source(images, labels, split, notes)
@@ -113,7 +118,10 @@ def open_folder(root: str | PathLike[str], *, split: str = "train", seed: int = 
         more = f" and {len(unpaired) - 10} more" if len(unpaired) > 10 else ""
         notes.append(f"{len(unpaired)} files have no partner of the same name and are left out: {shown}{more}")
     classes = _classes(root, labels, [files[name][1] for name in names[:20]], notes)
-    return Folder(root, split, {"out": classes}, names, [files[name] for name in names], notes, unpaired)
+    half = source.images.name if source.divided else ""
+    of_input = {name: pictures if name == "color" else _input(root, name, half, names, notes) for name in inputs}
+    paired = [({key: there[name] for key, there in of_input.items()}, files[name][1]) for name in names]
+    return Folder(root, split, {"out": classes}, names, paired, notes, unpaired)
 
 
 # Which folders -------------------------------------------------------------------------------------------------------
@@ -280,6 +288,23 @@ def _files(folder: Path, notes: list[str]) -> dict[str, Path]:
     return found
 
 
+def _input(root: Path, name: str, half: str, names: Sequence[str], notes: list[str]) -> dict[str, Path]:
+    """The files of an input other than colour, by name; there is one for each of the names."""
+    folder = root / name / half
+    if not folder.is_dir():
+        raise DatasetError(
+            f"{folder}: no such folder; expected the input {name!r} of each picture; found {inside_of(root)}"
+        )
+    found = _files(folder, notes)
+    if lacking := [picture for picture in names if picture not in found]:
+        raise DatasetError(
+            f"{folder}: no file for {len(lacking)} of {len(names)} pictures ({', '.join(lacking[:5])}); expected one "
+            "of the same name as each",
+            findings=[f"{folder / picture}: no such file" for picture in lacking],
+        )
+    return found
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
     for parent, below, names in os.walk(folder, followlinks=True):
@@ -325,7 +350,7 @@ def _classes(root: Path, folder: Path, labels: Sequence[Path], notes: list[str])
         return _from_text(as_text, notes)
     if folder.name == "SegmentationClass":
         notes.append("no classes.txt: the 21 classes of PASCAL VOC are assumed")
-        return Classes.of(*VOC_NAMES)
+        return VOC
     raise DatasetError(
         f"{root}: no classes.txt; write one name a line, line 1 for id 0 (a line `void` is ignored in training); "
         f"{_ids_found(labels)}"

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from fullyconv.config import Classes, ClassInfo
 from fullyconv.datasets.base import Sample
+from fullyconv.datasets.inputs import check_inputs
 from fullyconv.errors import ConfigError
 
 Map = npt.NDArray[Any]
@@ -460,12 +461,16 @@ def single_objects(
     return pictures, kinds
 
 
-def open_scenes(root: str | PathLike[str] = "", *, split: str = "train", seed: int = 0) -> Scenes:
+def open_scenes(
+    root: str | PathLike[str] = "", *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
+) -> Scenes:
     """Open generated scenes: 1000 of 160 x 160 for train, else 200, or as ``root`` says: ``"count=20 size=160x240"``.
 
     Raises:
         ConfigError: ``root`` says anything else.
+        DatasetError: ``inputs`` are not ("color",).
     """
+    check_inputs(inputs, ("color",), where="scenes")
     count, size = 1000 if split == "train" else 200, (160, 160)
     for part in str(root).replace(",", " ").split():
         key, _, value = part.partition("=")

@@ -1,0 +1,155 @@
+"""Data sets as they are published: a list of names, and for each name files in known places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from fullyconv.config import Classes, ClassInfo, voc_colour
+from fullyconv.datasets.base import Sample
+from fullyconv.datasets.inputs import read_inputs
+from fullyconv.errors import DatasetError
+from fullyconv.images import label_channels
+
+LOOKED_AT = 20
+"""Names whose files are looked for when a data set is opened; the others are missed when they are read."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the file of each name lies: ``folder / (prefix + name + suffix)``."""
+
+    folder: Path
+    suffix: str
+    prefix: str = ""
+
+    def of(self, name: str) -> Path:
+        return self.folder / f"{self.prefix}{name}{self.suffix}"
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The label maps of one head.
+
+    Attributes:
+        files: where they lie.
+        read: from a file to its ids, (H, W) integers.
+        classes: what the ids mean, void ones included.
+    """
+
+    files: Files
+    read: Callable[[Path], npt.NDArray[Any]]
+    classes: Classes
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One split of a data set in its official layout; see `SegmentationDataset`.
+
+    Nothing is read when it is opened, but that folders are there and one of the first pictures.
+
+    Attributes:
+        name: of the data set.
+        split: as asked for.
+        names: as the list has them, in its order.
+        pictures: for each input of a picture, where its files lie.
+        maps: for each head, its label maps.
+        notes: what was recognised or chosen.
+
+    Raises:
+        DatasetError: a folder is not there, or none of the first names has a file in it.
+    """
+
+    name: str
+    split: str
+    names: Sequence[str]
+    pictures: Mapping[str, Files]
+    maps: Mapping[str, Maps]
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for files in (*self.pictures.values(), *(maps.files for maps in self.maps.values())):
+            if not files.folder.is_dir():
+                raise DatasetError(f"{files.folder}: no such folder; expected {files.of('NAME').name} for each name")
+            if not any(files.of(name).is_file() for name in self.names[:LOOKED_AT]):
+                raise DatasetError(
+                    f"{files.of(self.names[0])}: no such file, nor one of the next names of {self.split}; expected "
+                    f"{files.of('NAME').name} for each of its {len(self.names)} names"
+                )
+
+    @property
+    def classes(self) -> Mapping[str, Classes]:
+        """For each head, its table of classes."""
+        return {head: maps.classes for head, maps in self.maps.items()}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read sample ``index``; raises `ImageError` where a file cannot be used."""
+        name = self.names[index]
+        image, notes = read_inputs({key: files.of(name) for key, files in self.pictures.items()})
+        labels = {}
+        for head, maps in self.maps.items():
+            path = maps.files.of(name)
+            labels[head] = label_channels(
+                maps.read(path), classes=maps.classes, path=path, size=(image.shape[0], image.shape[1])
+            )
+        return Sample(name, image, labels, notes)
+
+    def paths(self, index: int) -> tuple[Path, ...]:
+        """The file of the picture of sample ``index`` (of its first input), then that of each head's labels."""
+        name = self.names[index]
+        first = next(iter(self.pictures.values()))
+        return first.of(name), *(maps.files.of(name) for maps in self.maps.values())
+
+
+def read_names(path: Path) -> list[str]:
+    """The names that a list holds, one a line, each once; what follows on a line is left out.
+
+    Raises:
+        DatasetError: no such list, or an empty one.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        beside = sorted(p.name for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
+        found = f"{path.parent} has {', '.join(beside[:8]) or 'no list'}"
+        raise DatasetError(f"{path}: no such file; expected a list of names, one a line; {found}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read as a list of names: {error}") from None
+    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    if not names:
+        raise DatasetError(f"{path}: an empty list; expected names, one a line")
+    return names
+
+
+def classes_from_one(*names: str) -> Classes:
+    """A table of these names with ids 1, 2, ..., and 0 void, in the PASCAL VOC colours.
+
+    Example:
+        >>> classes_from_one("wall", "floor").index_of_id()
+        {0: 255, 1: 0, 2: 1, 255: 255}
+    """
+    return Classes(
+        entries=tuple(
+            ClassInfo(id=i, name=name, colour=voc_colour(i), ignore=i == 0) for i, name in enumerate(("void", *names))
+        )
+    )
+
+
+def find(candidates: Iterable[Path], *inside: str) -> Path | None:
+    """The first of these folders in which all this lies."""
+    return next((folder for folder in candidates if all((folder / name).exists() for name in inside)), None)
+
+
+def inside_of(root: Path) -> str:
+    """What lies in a folder, in short, for a message that says what was found in place of what was expected."""
+    if not root.is_dir():
+        return "a file" if root.exists() else "nothing there"
+    names = sorted(p.name + "/" * p.is_dir() for p in root.iterdir() if not p.name.startswith("."))
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "an empty folder"

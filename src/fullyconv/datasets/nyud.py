@@ -1,0 +1,68 @@
+"""NYUDv2 in 40 classes, in the layout of the FCN authors' release: colour, depth and HHA.
+
+    nyud/data/images/img_NAME.png
+    nyud/data/depth/img_NAME.png              one channel
+    nyud/data/hha/img_NAME.png                three channels
+    nyud/segmentation/img_NAME.mat            segmentation, 1..40, 0 void
+    nyud/{train,val,test}.txt                 381, 414 and 654 names; trainval.txt, or the first two together
+
+Silberman, Hoiem, Kohli, Fergus, ECCV 2012; the 40 classes of Gupta, Arbelaez, Malik, CVPR 2013.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+
+from fullyconv.datasets.inputs import CHANNELS, check_inputs
+from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, read_names
+from fullyconv.datasets.mat import read_mat
+from fullyconv.errors import DatasetError
+
+# fmt: off
+CLASSES = classes_from_one(
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
+    "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books",
+    "refridgerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand",
+    "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
+)
+# fmt: on
+"""The 40 classes, ids 1..40, spelled as in the release; 0 is void."""
+
+FOLDERS = {"color": "images", "depth": "depth", "hha": "hha"}
+"""Where the files of each input lie, below ``data``."""
+
+
+def open_nyud(
+    root: str | PathLike[str], *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
+) -> Listed:
+    """NYUDv2 (40 classes, RGB-D) as the FCN authors' release has it: data/{images,depth,hha}/, segmentation/.
+
+    Args:
+        root: the folder that holds data/ and segmentation/, or one that holds it as nyud/.
+        split: "train", "val", "trainval" or "test"; without trainval.txt, trainval is train and val together.
+        seed: not used; nothing is drawn.
+        inputs: some of "color", "depth" and "hha", in the order of the channels. Only their folders need be there.
+
+    Raises:
+        DatasetError: a folder or list is not there; says what was looked for.
+    """
+    root = Path(root)
+    check_inputs(inputs, CHANNELS, where="nyud")
+    folder = find([root, root / "nyud", root / "NYUDv2"], "segmentation")
+    if folder is None:
+        raise DatasetError(
+            f"{root}: no NYUDv2; expected segmentation/img_NAME.mat, data/images/img_NAME.png and train.txt; "
+            f"found {inside_of(root)}"
+        )
+    notes = [f"NYUDv2: {folder}"]
+    if split == "trainval" and not (folder / "trainval.txt").exists():
+        names = [name for part in ("train", "val") for name in read_names(folder / f"{part}.txt")]
+        notes.append("no trainval.txt: trainval is what train.txt and val.txt name")
+    else:
+        names = read_names(folder / f"{split}.txt")
+    pictures = {name: Files(folder / "data" / FOLDERS[name], ".png", "img_") for name in inputs}
+    maps = Maps(Files(folder / "segmentation", ".mat", "img_"), partial(read_mat, variable="segmentation"), CLASSES)
+    return Listed("nyud", split, names, pictures, {"out": maps}, notes)

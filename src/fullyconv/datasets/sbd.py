@@ -1,0 +1,67 @@
+"""SBD, the Semantic Boundaries Dataset: labels of the 20 classes of PASCAL VOC for 11,355 of its pictures.
+
+    benchmark_RELEASE/dataset/img/NAME.jpg
+    benchmark_RELEASE/dataset/cls/NAME.mat             GTcls.Segmentation, ids 0..20
+    benchmark_RELEASE/dataset/{train,val}.txt          8,498 and 2,857 names
+
+Hariharan, Arbelaez, Bourdev, Maji, Malik: Semantic contours from inverse detectors, ICCV 2011.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+
+from fullyconv.datasets.inputs import check_inputs
+from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names
+from fullyconv.datasets.mat import read_mat
+from fullyconv.datasets.voc import CLASSES, open_valid, sbd_candidates, voc_folders
+from fullyconv.errors import DatasetError
+
+
+def open_sbd(
+    root: str | PathLike[str], *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
+) -> Listed:
+    """SBD, on whose train list the papers learn VOC, with VOC's seg11valid for val, on which they score it.
+
+    "val" is VOC's seg11valid where VOC2011, or the list of that name, lies below ``root`` or beside SBD, and SBD's own
+    val otherwise; a note says which. Neither shares a picture with train.
+
+    Args:
+        root: benchmark_RELEASE, its folder dataset, or a folder that holds benchmark_RELEASE (or sbd) and, for
+            seg11valid, VOCdevkit (or VOC2011).
+        split: "train", "val", "seg11valid", or another list of SBD's folder by name.
+        seed: not used; nothing is drawn.
+        inputs: ("color",).
+
+    Raises:
+        DatasetError: a folder or list is not there; says what was looked for.
+    """
+    root = Path(root)
+    check_inputs(inputs, ("color",), where="sbd")
+    folder = find([root, root / "dataset", *sbd_candidates(root)], "cls", "img")
+    if folder is None:
+        raise DatasetError(
+            f"{root}: no SBD; expected benchmark_RELEASE/dataset with img/, cls/ and train.txt; found {inside_of(root)}"
+        )
+    notes = [f"SBD: {folder}"]
+    if split in ("val", "seg11valid"):
+        try:
+            return _seg11valid(root, folder, split)
+        except DatasetError as error:
+            if split == "seg11valid":
+                raise
+            notes.append(f"val is SBD's own, not VOC's seg11valid: {error}")
+    maps = Maps(Files(folder / "cls", ".mat"), partial(read_mat, variable="GTcls", field="Segmentation"), CLASSES)
+    names = read_names(folder / f"{split}.txt")
+    return Listed("sbd", split, names, {"color": Files(folder / "img", ".jpg")}, {"out": maps}, notes)
+
+
+def _seg11valid(root: Path, folder: Path, split: str) -> Listed:
+    for base in dict.fromkeys((root, folder.parent, folder.parent.parent)):
+        if years := voc_folders(base):
+            return replace(open_valid(years, "VOC2011", train=folder / "train.txt", name="sbd"), split=split)
+    raise DatasetError(f"{root}: no PASCAL VOC below it; expected VOCdevkit/VOC2011 beside SBD")
