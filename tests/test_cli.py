@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fullyconv
 from fullyconv import checkpoint, cli, images, presets, training
@@ -258,7 +259,9 @@ def test_info_names_versions_and_devices(run: Run) -> None:
 def test_datasets_are_listed_with_a_line_each(run: Run) -> None:
     code, out, _ = run("datasets")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["folder", "scenes"]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "folder", "scenes", "voc", "sbd", "nyud", "siftflow", "pascal-context",
+    ]  # fmt: skip
     assert all(len(line.split()) > 4 for line in out.splitlines())
 
 
@@ -298,7 +301,7 @@ def test_train_passes_on_what_is_said(monkeypatch: pytest.MonkeyPatch, run: Run,
     assert stage.data.workers == 0
     assert stage.model.input is not None
     assert stage.model.input.order == "BGR"
-    assert stage.model.heads["out"].learned_upsampling
+    assert stage.model.heads["out"].upsampling == "learned"
     assert others["check"] is False
 
 
@@ -401,3 +404,58 @@ def test_three_commands_lead_from_a_labelled_folder_to_segmented_pictures(run: R
     code, out, _ = run("predict", tmp_path / "run", data / "images/val", "--out", tmp_path / "out", "--device", "cpu")
     assert code == 0
     assert out.startswith("2 segmented")
+
+
+# --- the nets of the papers, weights of others --------------------------------------------------------------------------
+
+
+def test_explain_gives_the_figures_of_table_1_as_json(run: Run) -> None:
+    code, out, _ = run("explain", "fcn32s", "--backbone", "caffenet", "--json", "-")
+    found = json.loads(out)
+    assert code == 0
+    assert (round(found["parameters"] / 1e6), found["receptive_field"], found["stride"]) == (57, 355, 32)
+    assert [(crop["kernel"], crop["crop"]) for crop in found["crops"]] == [(63, 18)]
+    code, out, _ = run("explain", "fcn32s", "--backbone", "caffenet", "--geometry", "same", "--json", "-")
+    assert json.loads(out)["geometry"] == "same"
+
+
+def test_convert_refuses_what_is_no_weights_in_one_line(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "fcn8s.caffemodel"
+    page.write_text("<html>404</html>")
+    code, _, err = run("convert", page, "--as", "voc-fcn8s", tmp_path / "out")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert str(page) in err
+    assert not (tmp_path / "out").exists()
+    code, _, err = run("convert", page, "--as", "voc-fcn8", tmp_path / "out")
+    assert code == 2
+    assert "did you mean 'voc-fcn8s" in err
+
+
+def test_pictures_of_more_channels_train_and_are_scored(run: Run, tmp_path: Path) -> None:
+    folder = miniature_with_depth(tmp_path / "data")
+    options = ["--backbone", "tinyvgg", "--weights", "none", "--steps", "1", "--batch", "2", "--crop", "whole"]
+    code, _, err = run("train", folder, "--inputs", "color,depth", *options, "--out", tmp_path / "run")
+    assert code == 0, err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert len(config["model"]["input"]["mean"]) == 4
+    code, out, err = run("evaluate", tmp_path / "run", folder, "--json", "-")
+    assert code == 0, err
+    assert "mean_iu" in out
+    code, _, err = run("evaluate", tmp_path / "run", folder, "--inputs", "color")
+    assert code == 2
+    assert "expected" in err
+
+
+def miniature_with_depth(folder: Path) -> Path:
+    for name in ("images", "depth", "labels"):
+        (folder / name).mkdir(parents=True)
+    for i in range(4):
+        rows = np.arange(64)[:, None] + np.arange(48)[None] + 20 * i
+        Image.fromarray(np.stack([rows, 2 * rows, 255 - rows], 2).astype(np.uint8)).save(folder / f"images/{i}.png")
+        Image.fromarray((rows % 90 + 100).astype(np.uint8)).save(folder / f"depth/{i}.png")
+        Image.fromarray((rows // 60 % 2).astype(np.uint8)).save(folder / f"labels/{i}.png")
+    (folder / "classes.txt").write_text("near\nfar\n")
+    (folder / "train.txt").write_text("0\n1\n2\n")
+    (folder / "val.txt").write_text("3\n")
+    return folder

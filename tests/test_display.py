@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from fullyconv import display
-from fullyconv.display import TrainingDisplay, counts_table, scores_table
+from fullyconv.config import Published
+from fullyconv.display import TrainingDisplay, counts_table, published_table, scores_table
 from fullyconv.events import Alarm, Evaluated, Said, Saved, Step
 from fullyconv.metrics import ConfusionMatrix
 
@@ -63,6 +64,41 @@ def test_the_table_of_scores_is_in_percent_and_names_absent_classes() -> None:
     assert [cell.strip() for cell in rows["c"]] == ["-", "-", "0.0"]
     assert "mean IU 77.5" in text
     assert "left out: c" in text
+
+
+def test_published_scores_stand_beside_the_runs_own() -> None:
+    published = (
+        Published(source="paper [1]", mean_iu=0.627, pixel_accuracy=0.903),
+        Published(source="release", mean_iu=0.655),
+    )
+    protocol = {"split": "val", "pictures": 5, "pictures_of_split": 9}
+    results = {"pixel_accuracy": 0.5, "mean_accuracy": 0.25, "mean_iu": 0.125, "fw_iu": None, "protocol": protocol}
+    text = rendered(published_table(published, results))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") == 6]
+    assert rows == [
+        ["paper [1]", "90.3", "-", "62.7", "-"],
+        ["release", "-", "-", "65.5", "-"],
+        ["this run, val, 5 pictures", "50.0", "25.0", "12.5", "-"],
+    ]
+    assert "scored on 5 of the 9 pictures" in text
+
+
+def test_published_scores_of_several_heads_stand_by_head() -> None:
+    published = (
+        Published(source="a", head="semantic", mean_iu=0.4),
+        Published(source="b", head="geometric", fw_iu=0.9),
+    )
+    own = {"pixel_accuracy": 0.5, "mean_accuracy": 0.25, "mean_iu": 0.125, "fw_iu": 0.75}
+    results = {"heads": {"semantic": own, "geometric": own | {"fw_iu": 0.7}}}
+    protocol = {"split": "val", "pictures": 5, "pictures_of_split": 5}
+    text = rendered(published_table(published, results | {"protocol": protocol}))
+    assert [line.split("│")[1].split(",")[0].strip() for line in text.splitlines() if line.count("│") == 6] == [
+        "semantic: a",
+        "semantic: this run",
+        "geometric: b",
+        "geometric: this run",
+    ]
+    assert "70.0" in text
 
 
 def test_the_table_of_counts_leaves_void_out_of_the_shares() -> None:

@@ -44,7 +44,7 @@ config = fcn(2, backbone, classes=len(train_data.classes["out"]), weights=None, 
 model = build(config, backbone=backbone, classes=train_data.classes)
 settings = FitConfig(
     steps=6, batch=4, accumulate=2, lr=0.05, optimizer="sgd", ema=0.5, warmup=0, class_weights="median", precision="32",
-    device="cpu", evaluate_every=3, clip=1.0,
+    device="cpu", evaluate_every=3, clip=1.0, reduction=sys.argv[2], keep=float(sys.argv[3]),
 )
 for event in fit(model, train_data, val_data, settings, data=data, out=out):
     if isinstance(event, Step):
@@ -54,7 +54,9 @@ for event in fit(model, train_data, val_data, settings, data=data, out=out):
 """
 
 
-def run(script: Path, out: Path, *, processes: int, more: Mapping[str, str] | None = None) -> list[list[float]]:
+def run(
+    script: Path, out: Path, *said: str, processes: int, more: Mapping[str, str] | None = None
+) -> list[list[float]]:
     """Start the script as ``torchrun`` does, and take the numbers that each process tells."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -73,7 +75,7 @@ def run(script: Path, out: Path, *, processes: int, more: Mapping[str, str] | No
             "TORCHELASTIC_RUN_ID": "test",
         }
         environment = os.environ | {name: str(value) for name, value in told.items() if processes > 1}
-        command = [sys.executable, str(script), str(out)]
+        command = [sys.executable, str(script), str(out), *said]
         started.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
@@ -90,11 +92,12 @@ def run(script: Path, out: Path, *, processes: int, more: Mapping[str, str] | No
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_from_the_same_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [("mean", "1"), ("image", "0.5")])
+def test_two_processes_learn_what_one_does_from_the_same_batches(tmp_path: Path, said: tuple[str, str]) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    alone = run(script, tmp_path / "one", processes=1)
-    together = run(script, tmp_path / "two", processes=2)
+    alone = run(script, tmp_path / "one", *said, processes=1)
+    together = run(script, tmp_path / "two", *said, processes=2)
     # Each process tells the same, and sums that are taken in another order differ by about 1e-6.
     assert len(alone) == 8
     assert together == [pytest.approx(numbers, rel=1e-4) for numbers in 2 * alone]

@@ -35,7 +35,7 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("weights", [None, weights_of()])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "image"])
 def test_the_gradient_is_the_slope(name: str, weights: Tensor | None, reduction: str) -> None:
     logits, labels = batch(0)
     assert torch.autograd.gradcheck(
@@ -45,7 +45,7 @@ def test_the_gradient_is_the_slope(name: str, weights: Tensor | None, reduction:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "image"])
 def test_nothing_but_void_costs_nothing_and_teaches_nothing(name: str, reduction: str) -> None:
     logits, labels = batch(0, void=1.0)
     loss = LOSSES[name](logits, labels, void=VOID, reduction=reduction)  # type: ignore[arg-type]
@@ -107,9 +107,22 @@ def test_the_sum_is_the_mean_times_the_weight_of_the_pixels_that_count(name: str
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("weights", [None, weights_of()])
+def test_of_pictures_each_counts_the_same_and_those_of_nothing_but_void_not_at_all(
+    name: str, weights: Tensor | None
+) -> None:
+    parts = [batch(seed, void=void) for seed, void in ((0, 0.1), (1, 0.9), (2, 1.0))]
+    logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    each = [LOSSES[name](x[None], y[None], void=VOID, weights=weights) for x, y in zip(logits, labels, strict=True)]
+    image = LOSSES[name](logits, labels, void=VOID, reduction="image", weights=weights)
+    assert image.item() == pytest.approx(sum(each).item() / 4, rel=1e-12)  # type: ignore[union-attr]
+    assert image.item() != pytest.approx(LOSSES[name](logits, labels, void=VOID, weights=weights).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_another_reduction_is_refused(name: str) -> None:
     logits, labels = batch(0)
-    with pytest.raises(ValueError, match="reduction: got 'none'; expected mean or sum"):
+    with pytest.raises(ValueError, match="reduction: got 'none'; expected mean, sum or image"):
         LOSSES[name](logits, labels, void=VOID, reduction="none")  # type: ignore[arg-type]
 
 
@@ -192,6 +205,18 @@ def test_whole_cells_are_dropped_and_nothing_else_changes() -> None:
                 assert cell.all() or not cell.any()
     assert kept.any()
     assert not kept.all()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(-20, 20), st.integers(1, 30), st.integers(1, 30))
+def test_cells_begin_where_they_are_told_to(cell: int, start: int, height: int, width: int) -> None:
+    sampled = sample_patches(
+        torch.zeros(1, height, width), keep=0.5, cell=cell, start=start, void=VOID, generator=seeded(height)
+    )[0]
+    rows, columns = ((torch.arange(n) - start).div(cell, rounding_mode="floor") for n in (height, width))
+    for row in rows.unique():
+        for column in columns.unique():
+            assert sampled[rows == row][:, columns == column].unique().numel() == 1
 
 
 def test_the_share_of_cells_that_counts_is_the_one_asked_for() -> None:

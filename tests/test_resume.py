@@ -156,6 +156,20 @@ def test_a_loop_that_is_asked_to_stop_while_it_scores_scores_again(tmp_path: Pat
     assert resumed[0].step == 5
 
 
+@pytest.mark.parametrize("reduction", ["mean", "image"])
+def test_sampled_patches_are_the_same_when_it_goes_on(tmp_path: Path, reduction: str) -> None:
+    sampled: dict[str, Any] = {"keep": 0.5, "reduction": reduction}
+    for _ in events(tmp_path / "whole", **sampled):
+        pass
+    loop = events(tmp_path / "torn", **sampled)
+    next(event for event in loop if isinstance(event, Step) and event.step == 7)
+    loop.close()
+    workers = DATA.model_copy(update={"workers": 1, "remember": False})
+    for _ in events(tmp_path / "torn", resume=True, data=workers, **sampled):
+        pass
+    assert_same(final(tmp_path / "torn"), final(tmp_path / "whole"))
+
+
 def test_workers_change_nothing(tmp_path: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
     for _ in events(tmp_path, data=DATA.model_copy(update={"workers": 2, "remember": False})):
         pass

@@ -27,13 +27,16 @@ if TYPE_CHECKING:
     from fullyconv.checking import check
     from fullyconv.checkpoint import load, save
     from fullyconv.config import Classes, ModelConfig, Recipe
+    from fullyconv.conversion import convert
     from fullyconv.datasets import dataset
     from fullyconv.evaluation import evaluate
     from fullyconv.explanation import explain
     from fullyconv.geometry import Grid
     from fullyconv.inference import Predictor, tiled, whole
     from fullyconv.model import FCN
+    from fullyconv.rarefaction import rarefy
     from fullyconv.segmentation import Segmentation
+    from fullyconv.stitching import shift_and_stitch
     from fullyconv.surgery import convolutionalize
     from fullyconv.training import train
 
@@ -47,6 +50,7 @@ _HOME = {
     "Classes": "fullyconv.config",
     "ModelConfig": "fullyconv.config",
     "Recipe": "fullyconv.config",
+    "convert": "fullyconv.conversion",
     "dataset": "fullyconv.datasets",
     "evaluate": "fullyconv.evaluation",
     "explain": "fullyconv.explanation",
@@ -55,7 +59,9 @@ _HOME = {
     "tiled": "fullyconv.inference",
     "whole": "fullyconv.inference",
     "FCN": "fullyconv.model",
+    "rarefy": "fullyconv.rarefaction",
     "Segmentation": "fullyconv.segmentation",
+    "shift_and_stitch": "fullyconv.stitching",
     "convolutionalize": "fullyconv.surgery",
     "train": "fullyconv.training",
 }
@@ -81,13 +87,16 @@ __all__ = [
     "__version__",
     "build",
     "check",
+    "convert",
     "convolutionalize",
     "dataset",
     "evaluate",
     "explain",
     "load",
     "presets",
+    "rarefy",
     "save",
+    "shift_and_stitch",
     "tiled",
     "train",
     "whole",

@@ -10,6 +10,7 @@ import torch
 
 from fullyconv.config import FitConfig
 from fullyconv.model import FCN
+from fullyconv.rates import Rate
 
 GROWN = 5.0
 """A smoothed loss this many times what guessing costs, and what it was at first, does not come back."""
@@ -84,7 +85,7 @@ def bad_recipe(fit: FitConfig, *, pixels: float) -> str | None:
 
 def _reach(fit: FitConfig, pixels: float) -> float:
     """The rate with a mean loss and no momentum that moves weights as far in the long run."""
-    return fit.lr * (pixels if fit.reduction == "sum" else 1.0) / (1 - fit.momentum)
+    return Rate(fit.lr, fit.reduction, momentum=fit.momentum, pixels=round(pixels)).long_run
 
 
 def collapsed(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -35,6 +35,13 @@ Data = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model, or of the run that made it.")]
 Dataset = Annotated[str, typer.Option(metavar="NAME", help="Kind of data; `fullyconv datasets` lists them.")]
+Inputs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="What a picture is made of: color, depth, hha, with commas.  [default: the model's own, or color]",
+    ),
+]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[Literal["auto", "32", "bf16"], typer.Option(help="auto: bf16 where the hardware has it.")]
 StrategyName = Annotated[
@@ -144,10 +151,16 @@ def train(
         int | None, typer.Option(min=0, metavar="N", help="Processes that read pictures.  [default: by the cores]")
     ] = None,
     dataset: Dataset = "folder",
+    inputs: Inputs = None,
     device: Device = "auto",
     precision: Precision = "auto",
     recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .toml or .json with all settings, in place of those above.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .toml or .json with all settings. Beside it go DATA, --dataset, --weights, a budget, --seed, "
+            "--workers, --device and --precision",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out where it was interrupted.")
@@ -185,6 +198,13 @@ def train(
     except KeyboardInterrupt:
         print(f"stopped; go on with: fullyconv train --out {folder} --resume", file=sys.stderr)
         raise typer.Exit(130) from None
+    if settings.published:
+        from rich.console import Console
+
+        from fullyconv.checkpoint import read_json
+        from fullyconv.display import published_table
+
+        Console().print(published_table(settings.published, read_json(folder / "results.json")))
     print(f"trained: {folder}\nreport:  {folder / 'report.html'}")
     print(f"next:    fullyconv predict {folder} PICTURES --out segmented")
 
@@ -295,6 +315,7 @@ def evaluate(
     split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",
     json: Json = None,
     dataset: Dataset = "folder",
+    inputs: Inputs = None,
     strategy: StrategyName = "auto",
     tile: Tile = None,
     device: Device = "auto",
@@ -311,10 +332,11 @@ def evaluate(
 
     from fullyconv import checkpoint, datasets, evaluation
     from fullyconv.display import counting, scores_table
-    from fullyconv.flags import strategy_of
+    from fullyconv.flags import inputs_of, strategy_of
 
     net = checkpoint.load(model)
-    pictures = datasets.dataset(dataset, data, split=split)
+    named = inputs_of(inputs) or checkpoint.provenance(model).get("inputs", ["color"])
+    pictures = datasets.dataset(dataset, data, split=split, inputs=named)
     chosen = strategy_of(strategy, tile)
     with counting("scoring", len(pictures)) as progress:
         matrices = evaluation.evaluate(
@@ -344,7 +366,7 @@ Examples:
 \b
 Exit code: 0 nothing wrong; 1 warnings; 2 errors that would stop training."""
 )
-def check(data: Data, json: Json = None, dataset: Dataset = "folder") -> None:
+def check(data: Data, json: Json = None, dataset: Dataset = "folder", inputs: Inputs = None) -> None:
     """Look for what is wrong with a data set.
 
     Finds files that cannot be read, label values that no class has, label maps of another size than their picture and
@@ -355,12 +377,13 @@ def check(data: Data, json: Json = None, dataset: Dataset = "folder") -> None:
     from fullyconv.checking import check
     from fullyconv.datasets import dataset as open_dataset
     from fullyconv.display import counting, counts_table
+    from fullyconv.flags import inputs_of
 
     console = Console()
     results: dict[str, Any] = {}
     for split in ("train", "val", "test"):
         try:
-            pictures = open_dataset(dataset, data, split=split)
+            pictures = open_dataset(dataset, data, split=split, inputs=inputs_of(inputs) or ["color"])
         except DatasetError:
             if split == "test":
                 continue  # many a data set has none, or keeps its labels secret
@@ -396,40 +419,87 @@ def check(data: Data, json: Json = None, dataset: Dataset = "folder") -> None:
 Examples:
   fullyconv explain runs/x
   fullyconv explain vgg16
+  fullyconv explain recipes/voc-fcn8s.toml          its stages, and what its rates come to
   fullyconv explain fcn8s --backbone resnet18 --classes 21 --json -"""
 )
 def explain(
     what: Annotated[
         str,
-        typer.Argument(metavar="MODEL|BACKBONE|PRESET", help="Folder of a model, name of a backbone, or of a preset."),
+        typer.Argument(
+            metavar="MODEL|BACKBONE|PRESET|RECIPE",
+            help="Folder of a model, name of a backbone, or of a preset; or a recipe (.toml or .json).",
+        ),
     ],
     backbone: Annotated[str, typer.Option(metavar="NAME", help="With a preset: what it is built on.")] = "vgg16",
     classes: Annotated[int, typer.Option(min=1, metavar="K", help="With a preset: how many classes.")] = 21,
+    geometry: Annotated[
+        Literal["same", "pad100"] | None,
+        typer.Option(
+            help="With a preset: whether layers pad by themselves, or pictures by 100 pixels as the authors had it.  "
+            "[default: pad100 for caffenet, vgg16 and bvlc_googlenet, else same]"
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Show how a network is made.
 
     The surgery on the classifier, where every map lies on the picture, the crops, and what each stage costs.
     """
-    from fullyconv import backbones, checkpoint
+    from fullyconv import backbones, checkpoint, recipes
     from fullyconv.building import build
+    from fullyconv.config import Recipe
     from fullyconv.explanation import explain
     from fullyconv.lookup import lookup
     from fullyconv.presets import PRESETS
 
     net: Any
-    if Path(what).is_dir():
+    if Path(what).suffix in (".toml", ".json"):
+        net = Recipe.read(what)
+    elif Path(what).is_dir():
         net = checkpoint.load(what)
     elif what in PRESETS:
-        net = build(PRESETS[what](backbone, classes, weights=None))
+        published = backbone in ("caffenet", "vgg16", "bvlc_googlenet")
+        chosen = geometry or ("pad100" if published else "same")
+        net = build(PRESETS[what](backbone, classes, weights=None, geometry=chosen))
     else:
         if not what.startswith("timm/"):
             lookup("model folder, backbone or preset", what, {**backbones.BACKBONES, **PRESETS})
         net = backbones.backbone(what)
-    report = explain(net)
+    report = recipes.explain(net) if isinstance(net, Recipe) else explain(net)
     if str(json) != "-":
         print(report.text())
     _write_json(json, report.json())
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fullyconv convert fcn8s-heavy-pascal.caffemodel --as voc-fcn8s models/voc-fcn8s
+  fullyconv predict models/voc-fcn8s photo.jpg --out segmented
+  fullyconv convert VGG_ILSVRC_16_layers.caffemodel --as vgg16 vgg16.safetensors"""
+)
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of others: .caffemodel, .pth or .safetensors.")],
+    kind: Annotated[
+        str,
+        typer.Option("--as", metavar="KIND", help="What FILE holds: voc-fcn8s, vgg16, ...; docs/weights.md lists all."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="Model folder to write; for a classifier, the .safetensors file for --weights."
+        ),
+    ],
+) -> None:
+    """Make a model of weights that others have published.
+
+    The authors' Caffe nets, pytorch-fcn's, torchvision's fcn_resnet50 and 101, and the classifiers vgg16, caffenet and
+    bvlc_googlenet. What was used of the file and what was not is listed; nothing is written where something is missing.
+    """
+    from fullyconv.conversion import convert
+
+    done = convert(file, kind, out)
+    print(f"{done}\nwritten: {done.out}")
 
 
 @app.command(
@@ -485,7 +555,7 @@ def datasets() -> None:
 
     for name, opener in DATASETS.items():
         line = (opener.__doc__ or "").strip().splitlines()[0]
-        print(f"{name:<10} {line}")
+        print(f"{name:<15} {line}")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

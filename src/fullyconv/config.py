@@ -12,12 +12,22 @@ import tomllib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fullyconv.errors import ConfigError
 from fullyconv.lookup import lookup
+from fullyconv.rates import PICTURE, Rate, Reduction, refusal
 
 VOID = 255
 """Label id that is ignored everywhere, unless a table of classes has 255 or more of them: then 65535."""
@@ -170,10 +180,23 @@ INPUTS: Mapping[str, InputConfig] = {
     "imagenet": InputConfig(),
     "caffe": InputConfig(order="BGR", mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0)),
     "inception": InputConfig(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5)),
+    "siftflow": InputConfig(order="BGR", mean=(114.578, 115.294, 108.353), std=(1.0, 1.0, 1.0)),
+    "nyud-color": InputConfig(order="BGR", mean=(116.190, 97.203, 92.318), std=(1.0, 1.0, 1.0)),
+    "nyud-color-depth": InputConfig(order="BGR", mean=(116.190, 97.203, 92.318, 7.844), std=(1.0, 1.0, 1.0, 1.0)),
+    "nyud-hha": InputConfig(mean=(132.431, 94.076, 118.477), std=(1.0, 1.0, 1.0)),
     "unit": InputConfig(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)),
     "raw": InputConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
 }
-"""Preprocessings by name: torchvision's, the Caffe release's (BGR minus mean), -1..1, 0..1, and 0..255 as it is."""
+"""Preprocessings by name: torchvision's, the Caffe release's (BGR minus mean), the release's for SIFT Flow and NYUDv2
+(depth as its natural logarithm), -1..1, 0..1, and 0..255 as it is."""
+
+
+Upsampling = Literal["fixed", "learned", "full"]
+"""How scores get to a finer grid: bilinear and fixed; learned from bilinear on, a kernel for each class; or learned
+from one class to another as well, K x K kernels, as the files of the Caffe nets hold them."""
+Geometry = Literal["same", "pad100"]
+"""What is done about a picture's border: every layer pads by half its kernel; or, as the authors did, the first layer
+pads by 100 pixels, fc6 by none, and the scores are cropped."""
 
 
 class SkipConfig(Config):
@@ -191,8 +214,33 @@ class HeadConfig(Config):
 
     classes: int = Field(ge=1, le=65535)
     skips: tuple[SkipConfig, ...] = Field(min_length=1)
-    learned_upsampling: bool = False
+    fusion: Literal["sum", "mean", "max"] = "sum"
+    """How skips are joined. mean: skips on one grid (those of several streams) are averaged, then strides are summed."""
+    upsampling: Upsampling = "fixed"
+    """Between skips."""
+    last_upsampling: Upsampling = "fixed"
+    """From the finest scores to pixels."""
+    stepwise: bool = False
+    """Upsample by x2, x2, ... in place of one step."""
+    resolution: Literal["half", "equal", "double"] = "equal"
+    """Of the logits, beside the picture's."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+def _input_by_name(value: Any) -> Any:
+    return lookup("input", value, INPUTS) if isinstance(value, str) else value
+
+
+Input = Annotated[InputConfig | None, BeforeValidator(_input_by_name)]
+"""What weights expect of a picture, or the name of an entry of `INPUTS`."""
+
+
+class StreamConfig(Config):
+    """One of several copies of a backbone, each of which reads channels of its own (paper, section 5, NYUDv2)."""
+
+    weights: str | None = "default"
+    """As of `ModelConfig`."""
+    input: Input = None
 
 
 class ModelConfig(Config):
@@ -200,15 +248,27 @@ class ModelConfig(Config):
 
     backbone: str
     weights: str | None = "default"
-    """Of the classifier: "default" (published ones, by name), a path to a .safetensors or .pth file, or None."""
-    input: InputConfig | None = None
-    """None: what the backbone's published weights expect."""
+    """Of the classifier: "default" (published ones, by name), a path to a .safetensors, .pth or .caffemodel file, or
+    None."""
+    input: Input = None
+    """None: what the backbone's published weights expect. With more than three channels, the first layer is widened."""
+    geometry: Geometry = "same"
+    align: Literal["grid", "interpolate"] = "grid"
+    """interpolate: upsample as `F.interpolate` does, whatever the grids say, for weights that were trained so."""
+    pools: Literal["keep", "convolution"] = "keep"
+    """convolution: every pool of the classifier becomes a strided convolution."""
+    streams: dict[str, StreamConfig] = Field(default_factory=dict)
+    """Copies of the backbone by name, for late fusion: taps are then ``NAME/TAP``, the picture's channels are dealt out
+    in this order, and ``weights`` and ``input`` above are not read."""
     heads: dict[str, HeadConfig] = Field(min_length=1)
 
-    @field_validator("input", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return lookup("input", value, INPUTS) if isinstance(value, str) else value
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.align == "interpolate" and self.geometry == "pad100":
+            raise ValueError("align 'interpolate' knows no crops; expected geometry 'same'")
+        if self.streams and self.input is not None:
+            raise ValueError("each stream has an input of its own; set streams.NAME.input")
+        return self
 
 
 class DataConfig(Config):
@@ -216,6 +276,12 @@ class DataConfig(Config):
 
     root: str
     name: str = "folder"
+    train: str = "train"
+    """Name of the split that is learnt from."""
+    val: str = "val"
+    """Name of the split that is scored."""
+    inputs: tuple[str, ...] = Field(default=("color",), min_length=1)
+    """What a picture is made of, channel after channel: color (3), depth (1, its natural logarithm), hha (3)."""
     crop: tuple[int, int] | Literal["whole"] | None = None
     """(height, width) of training crops; "whole": none are cut; None: chosen from the pictures' sizes and said."""
     scale: tuple[float, float] = (0.5, 2.0)
@@ -255,17 +321,23 @@ class FitConfig(Config):
     accumulate: int = Field(default=1, ge=1)
     """Batches whose gradients are summed before one step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    loss: str = "cross_entropy"
+    reduction: Reduction = "mean"
+    """Of the loss: mean over the pixels of a step; sum over them (heavy learning); or the mean over pictures of the
+    mean over each picture's pixels."""
+    lr: float = Field(default=1e-3, gt=0, validate_default=True)
+    """What it means depends on all of the above: `fullyconv.rates`."""
     backbone_lr: float = Field(default=1.0, ge=0)
     """Factor on ``lr`` for the backbone's parameters; 0 freezes them (the paper's 32s-fixed)."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
     """On weights only; biases and norms are never decayed. With sgd, biases learn at twice the rate (paper, 4.3)."""
     schedule: Literal["fixed", "poly", "cosine"] = "poly"
     warmup: int = Field(default=100, ge=0)
     """Steps over which the rate rises from 0."""
-    loss: str = "cross_entropy"
-    reduction: Literal["mean", "sum"] = "mean"
+    keep: float = Field(default=1.0, gt=0, le=1)
+    """Patch sampling: the chance with which the loss of a cell of the final layer counts; the batch is enlarged by
+    1 / keep (paper, sections 3.4 and 4.4)."""
     class_weights: Literal["none", "median"] = "none"
     """median: sqrt(median frequency / frequency), clamped to 0.5..4."""
     ema: float = Field(default=0.998, ge=0, lt=1)
@@ -286,6 +358,33 @@ class FitConfig(Config):
     precision: Literal["auto", "32", "bf16"] = "auto"
     device: str = "auto"
 
+    @property
+    def pictures(self) -> int:
+        """Pictures at a time, as patch sampling enlarges the batch."""
+        return round(self.batch / self.keep)
+
+    @field_validator("reduction")
+    @classmethod
+    def _felt(cls, reduction: Reduction, info: ValidationInfo) -> Reduction:
+        if reduction == "sum" and info.data.get("optimizer") == "adamw":
+            raise ValueError(
+                "'sum' with optimizer 'adamw', which divides the size of the gradient out; expected 'mean', which is "
+                "the same to it with the same lr, or optimizer 'sgd'"
+            )
+        return reduction
+
+    @field_validator("lr")
+    @classmethod
+    def _meant(cls, lr: float, info: ValidationInfo) -> float:
+        needed = ("batch", "accumulate", "optimizer", "momentum", "reduction")
+        if any(name not in info.data for name in needed):
+            return lr  # one of them is wrong itself
+        batch, accumulate, optimizer, momentum, reduction = (info.data[name] for name in needed)
+        pixels = batch * accumulate * PICTURE[0] * PICTURE[1]
+        if wrong := refusal(Rate(lr, reduction, momentum=momentum, pixels=pixels), optimizer=optimizer):
+            raise ValueError(wrong)
+        return lr
+
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
         given = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
@@ -295,18 +394,35 @@ class FitConfig(Config):
 
 
 class Stage(Config):
-    """One fit of one model; the next stage starts from its weights."""
+    """One fit of one model."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    start: Literal["previous", "classifier"] | dict[str, str] = "previous"
+    """Whose weights it starts from: the stage's before; the classifier's, as the first stage does; or, for each stream,
+    those of the earlier stage named here."""
     model: ModelConfig
     data: DataConfig
     fit: FitConfig
+
+
+class Published(Config):
+    """Scores that somebody else has published for a recipe, each 0..1, beside which its own are printed."""
+
+    source: str
+    """Where: paper and table, or repository and file; with the data and split that were scored."""
+    head: str = "out"
+    pixel_accuracy: float | None = Field(default=None, ge=0, le=1)
+    mean_accuracy: float | None = Field(default=None, ge=0, le=1)
+    mean_iu: float | None = Field(default=None, ge=0, le=1)
+    fw_iu: float | None = Field(default=None, ge=0, le=1)
 
 
 class Recipe(Config):
     """What to train, on what, how: stages in order."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    published: tuple[Published, ...] = ()
+    """Of the last stage."""
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -314,6 +430,26 @@ class Recipe(Config):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"two stages share a name: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _start_from_what_is_there(self) -> Self:
+        for number, stage in enumerate(self.stages):
+            if not isinstance(stage.start, dict):
+                continue
+            where = f"stages.{number}.start"
+            if not stage.model.streams:
+                raise ValueError(f"{where}: the model has no streams; expected 'previous' or 'classifier'")
+            earlier = {before.name: before for before in self.stages[:number]}
+            for stream, name in stage.start.items():
+                lookup(f"stream of {where}", stream, stage.model.streams)
+                source = lookup(f"earlier stage for {where}.{stream}", name, earlier)
+                if source.model.streams:
+                    raise ValueError(f"{where}.{stream}: the stage '{name}' has streams itself; expected one without")
+            if missing := stage.model.streams.keys() - stage.start.keys():
+                raise ValueError(
+                    f"{where}: no stage for the streams {', '.join(sorted(missing))}; expected one for each"
+                )
         return self
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -13,10 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fullyconv.config import Published
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
 
 LINE_EVERY_S = 30.0
 """How often a line is printed where there is no terminal to draw a bar on."""
+SCORES = (
+    ("pixel_accuracy", "pixel acc."),
+    ("mean_accuracy", "mean acc."),
+    ("mean_iu", "mean IU"),
+    ("fw_iu", "f.w. IU"),
+)
+"""The papers' four scores, and what they are called in tables."""
 
 
 def duration(seconds: float) -> str:
@@ -137,6 +145,34 @@ def scores_table(results: Mapping[str, Any], title: str) -> Table:
         f"pixel accuracy {percent(results['pixel_accuracy'])}, mean accuracy {percent(results['mean_accuracy'])} (%)"
         f"{absent}"
     )
+    return table
+
+
+def published_table(published: Sequence[Published], results: Mapping[str, Any]) -> Table:
+    """What others have published for a recipe, and what this run has reached, in percent.
+
+    Args:
+        published: of the recipe.
+        results: of the run, as `fullyconv.evaluation.results` gives them.
+    """
+    table = Table(title="published, and this run", title_justify="left", caption_justify="left")
+    table.add_column("scores, %")
+    for _, column in SCORES:
+        table.add_column(column, justify="right")
+    protocol = results["protocol"]
+    heads = results.get("heads", {"out": results})
+    for head in dict.fromkeys(entry.head for entry in published):
+        label = f"{head}: " if len(heads) > 1 else ""
+        for entry in published:
+            if entry.head == head:
+                table.add_row(Text(f"{label}{entry.source}"), *(percent(getattr(entry, score)) for score, _ in SCORES))
+        # A model of one head has its scores at the top, whatever the head is called.
+        own = heads.get(head, results if len(heads) == 1 else {})
+        said = f"{label}this run, {protocol['split']}, {protocol['pictures']} pictures"
+        table.add_row(Text(said, style="bold"), *(percent(own.get(score)) for score, _ in SCORES))
+        table.add_section()
+    if protocol["pictures"] < protocol["pictures_of_split"]:
+        table.caption = f"scored on {protocol['pictures']} of the {protocol['pictures_of_split']} pictures of the split"
     return table
 
 

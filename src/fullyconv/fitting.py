@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -27,17 +28,19 @@ from fullyconv import alarms, checkpoint
 from fullyconv.checking import Counts
 from fullyconv.checking import check as check_data
 from fullyconv.config import Classes, DataConfig, FitConfig
-from fullyconv.datasets import SegmentationDataset
+from fullyconv.datasets import Sample, SegmentationDataset
 from fullyconv.errors import ConfigError, TrainingError
 from fullyconv.evaluation import evaluate
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
+from fullyconv.geometry import Grid
 from fullyconv.inference import choose
 from fullyconv.learner import Learner, heads_of
+from fullyconv.losses import sample_patches
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
 from fullyconv.optim import class_weights, rate
-from fullyconv.sampling import DROPOUT, Positions, Samples, View, batches, choose_crop, evenly, mix, sizes
-from fullyconv.transforms import TrainTransform
+from fullyconv.sampling import DROPOUT, Positions, Samples, Transform, View, batches, choose_crop, evenly, mix, sizes
+from fullyconv.transforms import Tensors, TrainTransform
 
 SCORINGS, STEPS_APART = 20, 50
 """How often a run is scored, where the settings do not say, and how many steps lie between at least."""
@@ -60,7 +63,7 @@ class Budget:
         if settings.minutes is not None:
             return cls(None, 60 * settings.minutes)
         if settings.epochs is not None:
-            return cls(max(1, math.ceil(settings.epochs * pictures / settings.batch / settings.accumulate)), None)
+            return cls(max(1, math.ceil(settings.epochs * pictures / settings.pictures / settings.accumulate)), None)
         return cls(settings.steps, None)
 
 
@@ -160,7 +163,7 @@ def fit(
     crop = resolve_crop(data, train_data)
     remember = _fit_memory(train_data, val_data) if data.remember is None else data.remember
     workers = _default_workers(learner.device, decoded=remember) if data.workers is None else data.workers
-    per_step = settings.batch * settings.accumulate
+    per_step = settings.pictures * settings.accumulate
     yield Said(
         f"{stage}: {len(train_data)} pictures, {crop if isinstance(crop, str) else f'crops of {crop[0]}x{crop[1]}'}, "
         f"{per_step} a step; {'bf16' if learner.bf16 else 'float32'} on {learner.device}, {workers} workers"
@@ -169,14 +172,26 @@ def fit(
     if state.step == 0:
         yield from (Alarm(stage, 0, "uninitialised", line) for line in alarms.uninitialised(model))
     started = time.monotonic() - state.elapsed_s
-    transform = TrainTransform(
-        None if isinstance(crop, str) else crop, data.scale, data.mirror, data.jitter, data.shift, void
+    fill = _mean_colour(model)
+    transform: Transform = TrainTransform(
+        None if isinstance(crop, str) else crop,
+        data.scale,
+        data.mirror,
+        data.jitter,
+        data.shift,
+        void,
+        fill,
+        coloured=data.inputs[0] == "color",
     )
+    if settings.keep < 1:
+        cells = cells_of(model)
+        transform = Patches(transform, settings.keep, int(cells.stride), _first_pixel(cells), void)
     stream = batches(
         Samples(View(train_data, range(len(train_data)), remember=remember), transform, settings.seed),
-        Positions(start=state.step * per_step, batch=settings.batch, rank=learner.rank, processes=learner.processes),
+        Positions(start=state.step * per_step, batch=settings.pictures, rank=learner.rank, processes=learner.processes),
         workers=workers,
         void=void,
+        fill=fill,
     )
     if val_data is not None:
         drawn = evenly(len(val_data), settings.val_pictures)
@@ -354,6 +369,58 @@ class _Store:
         return f"the model of step {self.state.scored} is kept in {self.folder / 'last'}"
 
 
+@dataclass(frozen=True)
+class Patches:
+    """Patch sampling after a transform: the labels of most cells of the final layer become void.
+
+    Which, is drawn from the sample's own generator, so that it repeats with any number of workers and processes; and
+    all heads lose the same cells.
+
+    Attributes:
+        transform: what comes first.
+        keep, cell, start, void: as of `fullyconv.losses.sample_patches`.
+    """
+
+    transform: Transform
+    keep: float
+    cell: int
+    start: int
+    void: int
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Tensors:
+        image, labels = self.transform(sample, generator)
+        seed = int(torch.randint(1 << 62, (), generator=generator))
+        sampled = {
+            head: sample_patches(
+                truth[None],
+                keep=self.keep,
+                cell=self.cell,
+                start=self.start,
+                void=self.void,
+                generator=torch.Generator().manual_seed(seed),
+            )[0]
+            for head, truth in labels.items()
+        }
+        return image, sampled
+
+
+def cells_of(model: FCN) -> Grid:
+    """Where the cells of the coarsest map that is read lie on a picture."""
+    read = [model.backbone.taps[skip.tap].grid for head in heads_of(model).values() for skip in head.skips]
+    return max(read, key=lambda grid: (grid.stride, grid.offset)).shift(model.frame(1, 1).top)
+
+
+def _mean_colour(model: FCN) -> tuple[float, ...]:
+    """What becomes 0 in the net, for each channel of a picture: for padding."""
+    means = dict(zip(model.normalise.order, model.normalise.mean.flatten().tolist(), strict=True))
+    return tuple(means[channel] for channel in sorted(means))
+
+
+def _first_pixel(cells: Grid) -> int:
+    """The pixel at which cell 0 begins, if each takes as many as the stride, about its centre."""
+    return math.floor(cells.offset - (cells.stride - 1) / 2 + Fraction(1, 2))
+
+
 def resolve_crop(data: DataConfig, pictures: SegmentationDataset) -> tuple[int, int] | Literal["whole"]:
     """The crop that the settings give, or else one that suits the sizes of the pictures."""
     if data.crop is not None:
@@ -387,6 +454,7 @@ def _fit_memory(*data: SegmentationDataset | None) -> bool:
     for pictures in data:
         if pictures is not None and len(pictures):
             found = sizes(pictures, most=100)
-            bytes_per_pixel = 3 + len(pictures.classes)
+            first = pictures[0].image
+            bytes_per_pixel = first.nbytes / (first.shape[0] * first.shape[1]) + len(pictures.classes)
             total += len(pictures) * bytes_per_pixel * sum(h * w for h, w in found) / len(found)
     return total < REMEMBER_BYTES

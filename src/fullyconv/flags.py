@@ -9,12 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fullyconv.config import INPUTS, Recipe
-from fullyconv.datasets import dataset
+import numpy as np
+
+from fullyconv.backbones import describe
+from fullyconv.config import INPUTS, InputConfig, Recipe
+from fullyconv.datasets import SegmentationDataset, dataset
 from fullyconv.errors import ConfigError
 from fullyconv.inference import STRATEGIES, Strategy, tiled
 from fullyconv.lookup import lookup
 from fullyconv.presets import PRESETS, finest
+from fullyconv.sampling import evenly
 
 MINUTES = 30.0
 """The budget of a training run for which none is given."""
@@ -29,14 +33,16 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     """
     name = options["model"] or finest(options["backbone"])
     preset = lookup("preset", name, PRESETS)
-    tables = dataset(options["dataset"], options["data"], split="train").classes
+    inputs = inputs_of(options["inputs"]) or ["color"]
+    data = dataset(options["dataset"], options["data"], split="train", inputs=inputs)
+    tables = data.classes
     model = preset(
         options["backbone"],
         {head: len(table) for head, table in tables.items()},
         weights=None if options["weights"] == "none" else options["weights"],
-        input=None if options["input"] is None else lookup("input", options["input"], INPUTS),
+        input=_input(options, data),
         context=options["context_channels"],
-        learned_upsampling=options["learned_upsampling"],
+        upsampling="learned" if options["learned_upsampling"] else "fixed",
     )
     budget = {name: options[name] for name in ("minutes", "epochs", "steps") if options[name] is not None}
     plain = ("batch", "lr", "class_weights", "seed", "device", "precision")
@@ -46,6 +52,7 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
         "data": {
             "root": options["data"],
             "name": options["dataset"],
+            "inputs": inputs,
             "crop": crop_of(options["crop"]),
             "workers": options["workers"],
         },
@@ -60,8 +67,38 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
         raise ConfigError(str(error).replace(error.where, f"--{option}", 1), where=option) from None
 
 
+def _input(options: Mapping[str, Any], data: SegmentationDataset) -> InputConfig | None:
+    """The preprocessing, for as many channels as the data's pictures have.
+
+    Weights know of colours alone. Channels beyond are given mean 0 and as much spread as their first pictures have.
+    """
+    named = None if options["input"] is None else lookup("input", options["input"], INPUTS)
+    channels = data[0].image.shape[2]
+    if channels == 3 or (named is not None and len(named.mean) == channels):
+        return named
+    known = named or describe(options["backbone"]).inputs[0]
+    if channels < len(known.mean):
+        raise ConfigError(
+            f"--inputs {options['inputs']}: pictures of {channels} channels, and the preprocessing is for "
+            f"{len(known.mean)}; expected color, hha, or color with others",
+            where="inputs",
+        )
+    extra = [
+        data[i].image[..., len(known.mean) :].reshape(-1, channels - len(known.mean)) for i in evenly(len(data), 50)
+    ]
+    pixels = np.concatenate(extra).astype(np.float64)
+    spread = np.maximum(pixels.std(0), 1e-3) / np.mean([58.0 / std for std in known.std])
+    return InputConfig(
+        order=known.order,
+        mean=(*known.mean, *pixels.mean(0).round(4).tolist()),
+        std=(*known.std, *spread.round(6).tolist()),
+    )
+
+
 def adjusted(recipe: Recipe, origin: Path, given: Mapping[str, Any]) -> Recipe:
-    """A recipe from a file, with what may be said beside it: where the data are, and where to compute.
+    """A recipe from a file, with what may be said beside it: which data and weights, how long, and where to compute.
+
+    All of it holds for every stage.
 
     Args:
         recipe: as it was read.
@@ -71,16 +108,23 @@ def adjusted(recipe: Recipe, origin: Path, given: Mapping[str, Any]) -> Recipe:
     Raises:
         ConfigError: an option that the recipe settles.
     """
-    settled = sorted(given.keys() - {"data", "out", "recipe", "resume", "no_check", "device", "precision", "workers"})
+    data = {"data": "root", "dataset": "name", "workers": "workers"}
+    budget = ("minutes", "epochs", "steps")
+    fit = (*budget, "seed", "device", "precision")
+    settled = sorted(given.keys() - {*data, *fit, "weights", "out", "recipe", "resume", "no_check"})
     if settled:
         option = settled[0].removesuffix("_channels").replace("_", "-")
         raise ConfigError(f"--{option}: {origin} settles this; change it there, or drop one of the two", where=option)
-    data = {setting: given[name] for name, setting in (("data", "root"), ("workers", "workers")) if name in given}
-    fit = {name: given[name] for name in ("device", "precision") if name in given}
     plain = recipe.model_dump()
     for stage in plain["stages"]:
-        stage["data"] |= data
-        stage["fit"] |= fit
+        stage["data"] |= {setting: given[name] for name, setting in data.items() if name in given}
+        if given.keys() & {*budget}:
+            stage["fit"] |= dict.fromkeys(budget)
+        stage["fit"] |= {name: given[name] for name in fit if name in given}
+        if "weights" in given:
+            weights = None if given["weights"] == "none" else given["weights"]
+            for part in (stage["model"], *stage["model"]["streams"].values()):
+                part["weights"] = weights
     return Recipe.parse(plain)
 
 
@@ -100,6 +144,16 @@ def crop_of(text: str | None) -> tuple[int, int] | str | None:
     if not (height.isdecimal() and width.isdecimal()):
         raise ConfigError(f"--crop {text}: expected HEIGHTxWIDTH in pixels, such as 256x336, or whole", where="crop")
     return int(height), int(width)
+
+
+def inputs_of(text: str | None) -> list[str] | None:
+    """Names of inputs from text, with commas between; None stays.
+
+    Example:
+        >>> inputs_of("color, depth")
+        ['color', 'depth']
+    """
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def strategy_of(name: str, tile: int | None) -> Strategy:

@@ -22,7 +22,7 @@ from fullyconv.config import FitConfig
 from fullyconv.devices import computes_bf16, pick_device
 from fullyconv.errors import ConfigError
 from fullyconv.lookup import lookup
-from fullyconv.losses import LOSSES
+from fullyconv.losses import LOSSES, Reduction
 from fullyconv.model import FCN, Head
 from fullyconv.optim import NORMS, Average, optimizer_of, param_groups
 from fullyconv.sampling import Batch, mix
@@ -67,9 +67,13 @@ class Learner:
         self._fabric = _fabric(device, bf16=self.bf16)
         self.device: torch.device = self._fabric.device
         self.rank, self.processes = self._fabric.global_rank, self._fabric.world_size
-        if settings.batch % self.processes:
+        if settings.pictures % self.processes:
+            enlarged = (
+                "" if settings.keep == 1 else f", which is {settings.pictures} pictures with keep {settings.keep:g}"
+            )
             raise ConfigError(
-                f"batch: got {settings.batch}; expected a multiple of {self.processes}, the number of processes",
+                f"batch: got {settings.batch}{enlarged}; expected a multiple of {self.processes}, the number of "
+                "processes",
                 where="batch",
             )
         self.settings, self.model = settings, model.to(self.device).to(memory_format=torch.channels_last)
@@ -108,12 +112,13 @@ class Learner:
             seed: of dropout.
 
         Returns:
-            loss per pixel, summed over heads with their weights; and the pixels that counted, summed over heads.
+            loss per pixel, as the reduction means it, summed over heads with their weights; and what a summed loss is
+            to be divided by for it, summed over heads: the pixels that counted, or for "image" the pictures.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
         batches = [(self._fabric.to_device(i), {h: self._fabric.to_device(n) for h, n in y.items()}) for i, y in held]
-        pixels = self.sum(torch.stack([self._pixels(head, batches) for head in self._head_weights])).clamp(min=1e-12)
+        counts = self.sum(torch.stack([self._count(head, batches) for head in self._head_weights])).clamp(min=1e-12)
         loss = torch.zeros((), device=self.device)
         self._stepper.zero_grad()
         for index, (images, labels) in enumerate(batches):
@@ -121,9 +126,9 @@ class Learner:
             with _seeded(mix(seed, index, self.rank), self.device), self._fabric.no_backward_sync(self._net, more):
                 scores = self._net(images.contiguous(memory_format=torch.channels_last))
                 sums = torch.stack([w * self._loss(h, scores[h], labels[h]) for h, w in self._head_weights.items()])
-                per_pixel = (sums / pixels).sum()
+                per_pixel = (sums / counts).sum()
                 # Fabric takes the mean of the processes' gradients, where the sum is wanted.
-                wanted = per_pixel if self.settings.reduction == "mean" else sums.sum()
+                wanted = sums.sum() if self.settings.reduction == "sum" else per_pixel
                 self._fabric.backward(self.processes * wanted)
             loss += per_pixel.detach()
         if self.settings.clip:
@@ -131,7 +136,7 @@ class Learner:
         self._stepper.step()
         if self._average is not None:
             self._average.update(self.model, number)
-        return float(self.sum(loss)), float(pixels.sum())
+        return float(self.sum(loss)), float(counts.sum())
 
     def agree(self, number: float, wish: bool) -> tuple[float, bool]:
         """The number as process 0 has it, and whether any process has the wish."""
@@ -182,24 +187,33 @@ class Learner:
                 )
         self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
 
-    def _pixels(self, head: str, batches: Sequence[Batch]) -> Tensor:
-        """Pixels that count, with the weights of their classes: what a summed loss is divided by."""
-        total, weights = torch.zeros((), device=self.device), self._class_weights.get(head)
-        for _, labels in batches:
-            if weights is None:
-                total += (labels[head] != self._void).sum()
-            else:
-                found = torch.bincount(labels[head].flatten(), minlength=len(weights))[: len(weights)]
-                total += found.to(weights.dtype) @ weights
-        return total
+    def _count(self, head: str, batches: Sequence[Batch]) -> Tensor:
+        """What the loss of a step is divided by: pixels that count, with the weights of their classes, or pictures."""
+        pictures = [picture for _, labels in batches for picture in self._heads[head].labels_on(labels[head])]
+        pixels = torch.stack([self._pixels(head, picture) for picture in pictures])
+        return ((pixels > 0) if self.settings.reduction == "image" else pixels).sum().to(torch.float32)
+
+    def _pixels(self, head: str, labels: Tensor) -> Tensor:
+        """Pixels that count, with the weights of their classes."""
+        weights = self._class_weights.get(head)
+        if weights is None:
+            return (labels != self._void).sum()
+        return torch.bincount(labels.flatten(), minlength=len(weights))[: len(weights)].to(weights.dtype) @ weights
 
     def _loss(self, head: str, scores: Tensor, labels: Tensor) -> Tensor:
-        """Summed over pixels."""
+        """Summed over pixels; for reduction "image", the mean over each picture's pixels, summed over pictures."""
+        labels = self._heads[head].labels_on(labels)
+        if self.settings.reduction != "image":
+            return self._reduced(head, scores, labels, "sum")
+        pictures = zip(scores.split(1), labels.split(1), strict=True)
+        return torch.stack([self._reduced(head, one, truth, "mean") for one, truth in pictures]).sum()
+
+    def _reduced(self, head: str, scores: Tensor, labels: Tensor, reduction: Reduction) -> Tensor:
         upsample, void, weights = self._heads[head].upsample, self._void, self._class_weights.get(head)
         if self.settings.loss == "cross_entropy":
-            return dense.cross_entropy(scores, upsample, labels, void=void, reduction="sum", weights=weights)
+            return dense.cross_entropy(scores, upsample, labels, void=void, reduction=reduction, weights=weights)
         logits = upsample(scores, (labels.shape[-2], labels.shape[-1]))
-        return LOSSES[self.settings.loss](logits, labels, void=void, reduction="sum", weights=weights)
+        return LOSSES[self.settings.loss](logits, labels, void=void, reduction=reduction, weights=weights)
 
 
 def heads_of(model: FCN) -> dict[str, Head]:

@@ -6,7 +6,9 @@ Every loss takes ``(logits, labels, *, void, reduction, weights)``:
     labels     (B, H, W) int64, 0..K-1 or ``void``
     void       the label that does not count, outside 0..K-1
     reduction  "mean": over the pixels that count, each with its class weight (the sum of weights divides);
-               "sum": over the pixels of the batch, as the paper trained
+               "sum": over the pixels of the batch, as the paper trained;
+               "image": the mean over pictures of the mean over each picture's pixels, so that a picture counts the same
+               however large it is; pictures of nothing but void are left out
     weights    (K,) one factor for each class, not negative; None: 1
 
 and returns a scalar, 0 or more, best 0. A loss is added by writing such a function and naming it in `LOSSES`.
@@ -22,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Reduction = Literal["mean", "sum"]
+Reduction = Literal["mean", "sum", "image"]
 
 
 class Loss(Protocol):
@@ -46,8 +48,11 @@ def cross_entropy(
     """
     logits = _wide(logits)
     weight = None if weights is None else weights.to(logits)
-    total = F.cross_entropy(logits, labels, weight, ignore_index=void, reduction="sum")
-    return reduce(total, _pixel_weights(labels, void, weights, total).sum(), reduction)
+    if reduction != "image":
+        total = F.cross_entropy(logits, labels, weight, ignore_index=void, reduction="sum")
+        return reduce(total, _pixel_weights(labels, void, weights, total).sum(), reduction)
+    each = F.cross_entropy(logits, labels, weight, ignore_index=void, reduction="none")
+    return reduce(each.sum((1, 2)), _pixel_weights(labels, void, weights, each).sum((1, 2)), reduction)
 
 
 def focal(
@@ -74,7 +79,7 @@ def focal(
     # -expm1 keeps the digits of 1 - p where p is near 1; below the clamp the power's own slope is 0 or infinite.
     missing = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
     weight = _pixel_weights(labels, void, weights, log_p)
-    return reduce((-(missing**gamma) * log_p * weight).sum(), weight.sum(), reduction)
+    return reduce((-(missing**gamma) * log_p * weight).sum((1, 2)), weight.sum((1, 2)), reduction)
 
 
 def dice(
@@ -85,7 +90,8 @@ def dice(
     For a class with probabilities p and truth g (0 or 1), Dice is 2 sum(p g) / (sum(p) + sum(g)), the sums going over
     all pixels of the batch that count. ``weights`` weigh the classes in the average. Dice is no sum over pixels, so
     "sum" is the mean times the number of pixels that count (with their weights), which puts it on one scale with a
-    summed cross-entropy.
+    summed cross-entropy; and of a batch cut in two it is not the sum of the parts. "image" is the mean of each
+    picture's own.
 
     Milletari, Navab, Ahmadi: V-Net, 3DV 2016.
 
@@ -93,6 +99,10 @@ def dice(
         >>> dice(torch.tensor([[[[90., 0.]], [[0., 90.]]]]), torch.tensor([[[0, 1]]]), void=255)
         tensor(0.)
     """
+    if reduction == "image":
+        each = [dice(x, y, void=void, weights=weights) for x, y in zip(logits.split(1), labels.split(1), strict=True)]
+        counts = _pixel_weights(labels, void, weights, each[0]).sum((1, 2))
+        return reduce(torch.stack(each) * counts, counts, reduction)
     classes = logits.shape[1]
     counted = labels != void
     p = _wide(logits).softmax(1) * counted.unsqueeze(1)
@@ -103,14 +113,20 @@ def dice(
     share = (pixels > 0).to(p.dtype)
     if weights is not None:
         share = share * weights.to(share)
-    each = 1 - 2 * shared / (p.sum((0, 2, 3)) + pixels).clamp(min=torch.finfo(p.dtype).tiny)
-    count = _pixel_weights(labels, void, weights, each).sum()
-    mean = reduce((share * each).sum(), share.sum(), "mean")
+    missed = 1 - 2 * shared / (p.sum((0, 2, 3)) + pixels).clamp(min=torch.finfo(p.dtype).tiny)
+    count = _pixel_weights(labels, void, weights, missed).sum()
+    mean = reduce((share * missed).sum(), share.sum(), "mean")
     return reduce(mean * count, count, reduction)
 
 
 def sample_patches(
-    labels: Tensor, *, keep: float = 0.25, cell: int = 32, void: int, generator: torch.Generator | None = None
+    labels: Tensor,
+    *,
+    keep: float = 0.25,
+    cell: int = 32,
+    start: int = 0,
+    void: int,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Labels of which only a random share of the cells counts: the others become void (paper, sections 3.4 and 4.4).
 
@@ -121,6 +137,7 @@ def sample_patches(
         labels: (B, H, W); left as it is.
         keep: probability that a cell counts, 0 < keep <= 1.
         cell: side of a cell in pixels, the net's coarsest stride.
+        start: the row and the column at which a cell begins; cells lie from there on, both ways.
         void: the label of pixels that do not count.
         generator: where the random numbers come from; None: torch's own state.
 
@@ -138,25 +155,29 @@ def sample_patches(
     if cell < 1:
         raise ValueError(f"cell: got {cell}; expected a side in pixels, 1 or more")
     pictures, height, width = labels.shape
-    cells = (pictures, math.ceil(height / cell), math.ceil(width / cell))
+    cut = -start % cell  # pixels that the first cell has lost to the border
+    cells = (pictures, math.ceil((height + cut) / cell), math.ceil((width + cut) / cell))
     drawn = torch.rand(cells, generator=generator, device=generator.device if generator else labels.device)
     dropped = (drawn >= keep).to(labels.device).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-    return labels.masked_fill(dropped[:, :height, :width], void)
+    return labels.masked_fill(dropped[:, cut : cut + height, cut : cut + width], void)
 
 
 def reduce(total: Tensor, count: Tensor, reduction: Reduction) -> Tensor:
     """A loss summed over pixels, or its mean; where no pixel counts, 0 / 0 is 0.
 
     Args:
-        total: scalar, the sum over pixels.
-        count: scalar, the sum of the pixels' weights.
+        total: the sum over pixels, a scalar; or of each picture, (B,), which "image" needs.
+        count: the sum of the pixels' weights, of the same shape.
 
     Raises:
         ValueError: another reduction.
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: got {reduction!r}; expected mean or sum")
-    return total / torch.where(count > 0, count, 1) if reduction == "mean" else total
+    if reduction not in ("mean", "sum", "image"):
+        raise ValueError(f"reduction: got {reduction!r}; expected mean, sum or image")
+    if reduction == "image":
+        total, count = total / torch.where(count > 0, count, 1), (count > 0).to(total)
+    summed = total.sum()
+    return summed if reduction == "sum" else summed / torch.where(count.sum() > 0, count.sum(), 1)
 
 
 def _pixel_weights(labels: Tensor, void: int, weights: Tensor | None, like: Tensor) -> Tensor:

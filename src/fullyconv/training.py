@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -20,7 +20,7 @@ from fullyconv import checkpoint
 from fullyconv.building import build
 from fullyconv.checking import Counts
 from fullyconv.checking import check as check_data
-from fullyconv.config import Recipe, Stage
+from fullyconv.config import ModelConfig, Recipe, Stage
 from fullyconv.datasets import SegmentationDataset, dataset
 from fullyconv.evaluation import results
 from fullyconv.events import Alarm, Event, Said
@@ -45,8 +45,9 @@ def train(
 ) -> FCN:
     """Train a recipe, stage after stage, into a run folder.
 
-    Each stage starts from the best weights of the one before. The folder holds the recipe with nothing left open, the
-    log of events, the models of each stage, a report, and itself loads as a model: the best of the last stage.
+    Each stage starts from the best weights of the one before, or of those that it names. The folder holds the recipe
+    with nothing left open, the log of events, the models of each stage, a report, and itself loads as a model: the best
+    of the last stage.
 
     Args:
         recipe: what to train; or the path of a .toml or .json file of it.
@@ -84,14 +85,20 @@ def train(
     for note in dict.fromkeys(note for pair in opened for data in pair for note in data.notes):
         tell(Said(note))
     counts = _checked(opened, tell) if check else [None] * len(opened)
-    best: FCN | None = None
+    done: dict[str, Path] = {}
     for stage, (train_data, val_data), counted in zip(recipe.stages, opened, counts, strict=True):
         place = folder / stage.name
         if not (place / "results.json").exists():
             if run is not None:
                 run.rewind(stage.name)
-            model = _start(stage, train_data, best, backbone, tell)
-            provenance = {"recipe": recipe.name, "data": stage.data.root, "seed": stage.fit.seed, "command": command()}
+            model = _start(stage, train_data, done, backbone, tell)
+            provenance = {
+                "recipe": recipe.name,
+                "data": stage.data.root,
+                "inputs": list(stage.data.inputs),
+                "seed": stage.fit.seed,
+                "command": command(),
+            }
             with _stoppable() as stop:
                 events = fit(
                     model,
@@ -111,6 +118,7 @@ def train(
                     for event in events:
                         tell(event)
         kept = place / ("best" if (place / "best").exists() else "last")
+        done[stage.name] = kept
         best = checkpoint.load(kept, backbone=backbone)
         if run is not None:
             scored = View(val_data, evenly(len(val_data), stage.fit.val_pictures))
@@ -121,15 +129,21 @@ def train(
                 write_report(folder, model=best, data=scored, each=each)
     if run is not None:
         run.close()
-    assert best is not None
     return best
 
 
 def _open(recipe: Recipe) -> list[tuple[SegmentationDataset, SegmentationDataset]]:
     """Train and val of each stage; stages on the same data share them."""
-    sources = [(stage.data.name, stage.data.root) for stage in recipe.stages]
-    opened = {s: (dataset(*s, split="train"), dataset(*s, split="val")) for s in dict.fromkeys(sources)}
-    return [opened[source] for source in sources]
+    # One for each split and source, so that stages on the same data share it.
+    wanted = [
+        [(stage.data.name, stage.data.root, stage.data.inputs, split) for split in (stage.data.train, stage.data.val)]
+        for stage in recipe.stages
+    ]
+    opened = {
+        (name, root, inputs, split): dataset(name, root, split=split, inputs=inputs)
+        for name, root, inputs, split in dict.fromkeys(one for pair in wanted for one in pair)
+    }
+    return [(opened[train], opened[val]) for train, val in wanted]
 
 
 def _resolved(recipe: Recipe, train_data: Sequence[SegmentationDataset]) -> Recipe:
@@ -138,10 +152,12 @@ def _resolved(recipe: Recipe, train_data: Sequence[SegmentationDataset]) -> Reci
     for stage, pictures in zip(recipe.stages, train_data, strict=True):
         crop = resolve_crop(stage.data, pictures)
         data = stage.data.model_copy(update={"crop": crop, "root": _absolute(stage.data.root)})
-        weights = stage.model.weights
-        model = stage.model.model_copy(
-            update={"weights": weights and (weights if weights == "default" else _absolute(weights))}
-        )
+        streams = {
+            name: stream.model_copy(update={"weights": stream.weights and _absolute(stream.weights)})
+            for name, stream in stage.model.streams.items()
+        }
+        weights = stage.model.weights and _absolute(stage.model.weights)
+        model = stage.model.model_copy(update={"weights": weights, "streams": streams})
         stages.append(stage.model_copy(update={"data": data, "model": model}))
     return recipe.model_copy(update={"stages": tuple(stages)})
 
@@ -199,23 +215,33 @@ def _facts(recipe: Recipe, opened: Sequence[tuple[SegmentationDataset, Segmentat
 def _start(
     stage: Stage,
     train_data: SegmentationDataset,
-    before: FCN | None,
+    done: Mapping[str, Path],
     backbone: nn.Module | None,
     tell: Callable[[Event], None],
 ) -> FCN:
-    """The model that a stage starts from: with the weights of the stage before, or the classifier's."""
+    """The model that a stage starts from: with the weights of stages that are done, or the classifier's."""
+    if isinstance(stage.start, dict):
+        origins = [(done[name], _into(stream), f"{name} as {stream}") for stream, name in stage.start.items()]
+    elif stage.start == "previous" and done:
+        name, path = list(done.items())[-1]
+        origins = [(path, str, name)]
+    else:
+        origins = []
     with torch.random.fork_rng([]):
         torch.manual_seed(mix(stage.fit.seed, INITIAL))
-        model = build(stage.model, weights=before is None, backbone=backbone, classes=train_data.classes)
-    if before is not None:
-        moved = transplant(before.state_dict(), model)
-        new = [name for name in moved.missing if not name.startswith("backbone.")]
-        tell(Said(f"{stage.name}: {len(moved.used)} tensors from the stage before; new: {', '.join(new) or 'none'}"))
-        random = [name for name in moved.missing if name.startswith("backbone.")]
-    elif backbone is None and stage.model.weights is None:
-        random = [name for name, _ in model.backbone.named_parameters()]
+        model = build(stage.model, weights=not origins, backbone=backbone, classes=train_data.classes)
+    missing = set(model.state_dict())
+    for path, rename, said in origins:
+        moved = transplant(checkpoint.load(path, backbone=backbone).state_dict(), model, rename=rename)
+        missing.intersection_update(moved.missing)
+        tell(Said(f"{stage.name}: {len(moved.used)} tensors from {said}"))
+    if origins:
+        in_order = [name for name in model.state_dict() if name in missing]
+        new = [name for name in in_order if not name.startswith("backbone.")]
+        tell(Said(f"{stage.name}: new: {', '.join(new) or 'none'}"))
+        random = [name for name in in_order if name.startswith("backbone.")]
     else:
-        random = []
+        random = [] if backbone is not None else _unread(stage.model, model)
     if random:
         tell(
             Alarm(
@@ -227,6 +253,27 @@ def _start(
             )
         )
     return model
+
+
+def _into(stream: str) -> Callable[[str], str | None]:
+    """From the names of a net without streams to those of one in which it is this stream."""
+
+    def rename(name: str) -> str | None:
+        if name.startswith("backbone."):
+            return name.replace("backbone.", f"backbone.streams.{stream}.", 1)
+        head, scores, rest = name.partition(".score.")
+        return f"{head}.score.{stream}/{rest}" if scores else None
+
+    return rename
+
+
+def _unread(config: ModelConfig, model: FCN) -> list[str]:
+    """Parameters of the backbone for which the config names no weights."""
+    if not config.streams:
+        bare = ["backbone."] if config.weights is None else []
+    else:
+        bare = [f"backbone.streams.{name}." for name, stream in config.streams.items() if stream.weights is None]
+    return [name for name, _ in model.named_parameters() if name.startswith(tuple(bare))]
 
 
 @contextmanager
