@@ -98,10 +98,14 @@ class Head(nn.Module):
         # Of several maps on one grid, such as those of two streams, the mean.
         self._shares = {tap: 1 / cells.count((g.stride, g.offset)) for tap, g in grids.items()}
         self.crops: dict[str, tuple[int, int]] = {}
-        (_, total), *finer = grids.items()
+        (before, total), *finer = grids.items()
         for tap, grid in finer:
-            if (total.stride, total.offset) == (grid.stride, grid.offset):
+            if (grids[before].stride, grids[before].offset) == (grid.stride, grid.offset):
                 self.align[tap] = nn.Identity()
+                if before in self.crops:
+                    # As the first of this grid was, which everything so far has been cropped to.
+                    self.crops[tap] = (0, self.crops[before][1])
+                    grid = grid.crop(self.crops[tap][1])
             elif total.stride <= grid.stride:
                 raise AlignmentError(
                     f"the skip '{tap}' at {grid} does not follow a coarser one, {total}; list skips coarse to fine",
@@ -117,7 +121,7 @@ class Head(nn.Module):
                 ahead = int((natural.offset - grid.offset) / grid.stride)
                 self.crops[tap] = (max(0, -ahead), max(0, ahead))
                 total, grid = align.grid.crop(max(0, -ahead)), grid.crop(max(0, ahead))
-            total = total.join(grid)
+            total, before = total.join(grid), tap
         self.grid = total.shift(shift)
         self.upsample = between(self.grid, self._output(config.last_upsampling), config.last_upsampling)
 
@@ -168,6 +172,9 @@ class Head(nn.Module):
                 coarse, scores = coarse[..., :h, :w], scores[..., :h, :w]
             else:
                 coarse = align(coarse, size)
+        elif tap in self.crops:
+            own = self.crops[tap][1]
+            scores = scores[..., own : own + coarse.shape[2], own : own + coarse.shape[3]]
         return torch.maximum(coarse, scores) if self.fusion == "max" else coarse + scores
 
     @property

@@ -117,6 +117,8 @@ def train(
                 with closing(events):
                     for event in events:
                         tell(event)
+            # Large nets had better not lie in memory twice.
+            del events, model
         kept = place / ("best" if (place / "best").exists() else "last")
         done[stage.name] = kept
         best = checkpoint.load(kept, backbone=backbone)
@@ -127,6 +129,8 @@ def train(
             run.finish(stage.name, kept, results(total, protocol=_protocol(stage, val_data)))
             if stage is recipe.stages[-1]:
                 write_report(folder, model=best, data=scored, each=each)
+        if stage is not recipe.stages[-1]:
+            del best
     if run is not None:
         run.close()
     return best
