@@ -293,3 +293,12 @@ def test_every_node_of_a_traced_net_is_located_and_maps_are_told_apart() -> None
     assert [name for name in maps if name in ("_0", "_1", "_2", "_3")] == ["_0", "_1"]
     assert maps["_1"].grid == Grid().conv(3, 2, 1)
     assert isinstance(located["_3"].where, Lost)
+
+
+def test_torchs_local_response_normalisation_leaves_a_map_where_it_is() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.LocalResponseNorm(5), nn.Conv2d(8, 4, 3, 2, 1))
+    (out,) = locate_outputs(net, channels=3, size=(64, 64))
+    assert isinstance(out.where, Place)
+    assert out.where.grid == Grid().conv(3, 2, 1).conv(3, 2, 1)
+    (out,) = locate_outputs(nn.Sequential(nn.Unflatten(1, (1, 3)), nn.AvgPool3d(2)), channels=3, size=(8, 8))
+    assert isinstance(out.where, Lost)

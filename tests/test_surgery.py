@@ -641,3 +641,13 @@ def test_tracing_leaves_the_training_flags_as_they_were() -> None:
     net[0].eval()
     trace(net)
     assert [m.training for m in net.modules()] == [True, False, True]
+
+
+def test_frozen_layers_of_a_net_in_training_stay_frozen() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5)
+    ).train()
+    net[1].eval()
+    dense = plan(net, image_size=16).apply()
+    assert dense.training
+    assert [m.training for m in dense.modules() if isinstance(m, nn.BatchNorm2d)] == [False]

@@ -305,6 +305,17 @@ def _view(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: di
     return replace(place, axes=(axes[0], axes[1]))
 
 
+def _volume_pool(
+    mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+) -> Where:
+    """A pool over channels alone, as in torch's local response normalisation, leaves rows and columns where they are."""
+    place, kernel = places[0], args[1]
+    stride = _argument(args, kwargs, 2, "stride", None) or kernel
+    if isinstance(place, Place) and any((kernel[axis], stride[axis]) != (1, 1) for axis in place.axes):
+        return Lost("a pooling over a volume")
+    return place
+
+
 def _permute(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
     place, rank = places[0], args[0].dim()
     if not isinstance(place, Place):
@@ -393,6 +404,7 @@ _RULES: dict[Any, Rule] = {
     aten.convolution: _convolution,
     aten.max_pool2d_with_indices: _pool(has_dilation=True),
     aten.avg_pool2d: _pool(has_dilation=False),
+    aten.avg_pool3d: _volume_pool,
     aten.constant_pad_nd: _pad,
     aten.reflection_pad2d: _pad,
     aten.replication_pad2d: _pad,

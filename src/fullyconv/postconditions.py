@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fullyconv.surgery import Plan
 
 
-def _pictures(channels: int, size: int, generator: torch.Generator) -> Tensor:
+def random_pictures(channels: int, size: int, generator: torch.Generator) -> Tensor:
     """Two pictures that differ at every scale: noise over coarse blobs, roughly of unit variance."""
     blobs = F.interpolate(torch.randn(2, channels, 5, 5, generator=generator), size=(size, size), mode="bicubic")
     return blobs + 0.5 * torch.randn(2, channels, size, size, generator=generator)
@@ -53,7 +53,7 @@ def verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
     """
     net = plan.net
     parameter = next(iter(net.parameters()), torch.empty(0))
-    pictures = _pictures(plan.channels, plan.image_size, torch.Generator().manual_seed(0)).to(parameter)
+    pictures = random_pictures(plan.channels, plan.image_size, torch.Generator().manual_seed(0)).to(parameter)
     training = [m for m in net.modules() if m.training]
     net.eval()
     dense.eval()
@@ -62,10 +62,10 @@ def verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
         with torch.no_grad():
             want = _first(net(pictures))
             grown = _first(_Steps(dense).run(pictures.new_zeros(1, plan.channels, larger, larger)))
-            if _too_alike(want):
+            if too_alike(want):
                 # Untrained weights often let the signal die, and a dead net equals anything.
                 net = copy.deepcopy(net)
-                _revive(net, pictures)
+                revive(net, pictures)
                 want = _first(net(pictures))
                 dense = replace(plan, net=net).apply(verify=False)
             got = _first(_Steps(dense).run(pictures))
@@ -103,12 +103,12 @@ def _first(output: Any) -> Tensor:
     raise SurgeryError(f"the net returns {type(output).__name__} in evaluation mode; expected one tensor of scores")
 
 
-def _too_alike(scores: Tensor) -> bool:
+def too_alike(scores: Tensor) -> bool:
     spread = (scores[0] - scores[1]).abs().max()
     return bool(spread <= 1e-3 * scores.abs().max()) or not bool(torch.isfinite(scores).all())
 
 
-def _revive(net: nn.Module, pictures: Tensor) -> None:
+def revive(net: nn.Module, pictures: Tensor) -> None:
     """Give every convolution and linear layer weights, and every norm statistics, that keep the signal alive."""
     generator = torch.Generator().manual_seed(1)
     for module in net.modules():
@@ -135,7 +135,7 @@ def _compare(plan: Plan, want: Tensor, got: Tensor, parting: Callable[[], str]) 
             f"the dense net gives {tuple(got.shape)} at native size, expected {tuple(want.shape)}; they part at "
             f"'{parting()}'"
         )
-    if _too_alike(want):
+    if too_alike(want):
         raise SurgeryError(
             "two different pictures get the same scores, so that nothing can be checked; expected live activations: "
             "load trained weights first"

@@ -97,7 +97,10 @@ class Plan:
             if not self.exact:
                 # Scores without the pool are others by design; with it, the other edits must give the classifier's.
                 plan(self.net, image_size=self.image_size, channels=self.channels).apply()
-        dense.train(self.net.training)
+        # Layers that were frozen stay so.
+        modes = {name: module.training for name, module in self.net.named_modules()}
+        for name, module in dense.named_modules():
+            module.training = modes.get(name, self.net.training)
         return dense
 
 
