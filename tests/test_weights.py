@@ -6,12 +6,14 @@ import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from test_caffe import Wire, blob, layer
 from torch import nn
 
 from fullyconv.errors import CheckpointError
-from fullyconv.weights import read_metadata, read_weights, write_weights
+from fullyconv.weights import read_caffemodel, read_metadata, read_weights, write_weights
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -1.0])}
 
@@ -43,6 +45,65 @@ def test_shared_and_strided_tensors_are_written_whole(tmp_path: Path) -> None:
     read = read_weights(tmp_path / "w.safetensors")
     assert torch.equal(read["turned"], base.T)
     assert torch.equal(read["part"], base[1:])
+
+
+def test_only_tensors_that_share_memory_are_copied(tmp_path: Path) -> None:
+    whole = torch.arange(6.0)
+    write_weights(tmp_path / "w.safetensors", {"a": whole, "b": whole, "c": whole[2:]}, {})
+    read = read_weights(tmp_path / "w.safetensors")
+    whole += 1
+    assert read["a"].tolist() == read["b"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert read["c"].tolist() == [2, 3, 4, 5]
+
+
+OLD = Wire(shape="legacy")
+
+
+def test_a_caffemodel_is_read_in_pytorchs_shapes(tmp_path: Path) -> None:
+    four = np.arange(4, dtype=np.float32)
+    (tmp_path / "net.caffemodel").write_bytes(
+        layer("conv", "", [blob(four.reshape(1, 1, 2, 2)), blob(four[:1], OLD)], old=4)
+        + layer("fc", "", [blob(four.reshape(1, 4), OLD), blob(four[:1], OLD)], old=14)
+        + layer("prelu", "PReLU", [blob(four, OLD)])
+        + layer("norm", "BatchNorm", [blob(four), blob(four), blob(four[:1])])
+        + layer("double", "InnerProduct", [blob(four.reshape(2, 2).astype(np.float64))])
+    )
+    read = read_weights(tmp_path / "net.caffemodel")
+    assert {name: tuple(tensor.shape) for name, tensor in read.items()} == {
+        "conv.weight": (1, 1, 2, 2),
+        "conv.bias": (1,),
+        "fc.weight": (1, 4),
+        "fc.bias": (1,),
+        "prelu.weight": (4,),
+        "norm.weight": (4,),
+        "norm.bias": (4,),
+        "norm.2": (1,),
+        "double.weight": (2, 2),
+    }
+    assert read["double.weight"].dtype == torch.float64
+    assert all(torch.equal(t.flatten().float(), torch.arange(float(t.numel()))) for t in read.values())
+
+
+def test_layers_of_a_classifier_get_the_names_of_our_modules(tmp_path: Path) -> None:
+    one = [blob(np.ones((1, 1, 1, 1), np.float32)), blob(np.ones(1, np.float32))]
+    names = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "score_fr"]
+    (tmp_path / "net.caffemodel").write_bytes(b"".join(layer(name, "Convolution", one) for name in names))
+    assert list(read_weights(tmp_path / "net.caffemodel"))[:2] == ["conv1.weight", "conv1.bias"]
+    vgg = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)] + ["fc6", "fc7", "score"]
+    (tmp_path / "vgg.caffemodel").write_bytes(b"".join(layer(name, "Convolution", one) for name in vgg))
+    read = list(read_weights(tmp_path / "vgg.caffemodel"))
+    assert read[0] == "features.0.weight"
+    assert read[24:] == [
+        f"{n}.{k}" for n in ("features.28", "classifier.0", "classifier.3", "score") for k in ("weight", "bias")
+    ]
+    assert next(iter(read_caffemodel(tmp_path / "vgg.caffemodel"))) == "conv1_1.weight"
+
+
+def test_two_layers_of_one_name_are_refused(tmp_path: Path) -> None:
+    twice = layer("a", "Bias", [blob(np.ones(1, np.float32))]) * 2
+    (tmp_path / "net.caffemodel").write_bytes(twice)
+    with pytest.raises(CheckpointError, match="two layers are named 'a'; expected one with weights"):
+        read_weights(tmp_path / "net.caffemodel")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are a matter of POSIX")
@@ -93,7 +154,7 @@ def test_a_truncated_file_is_refused_with_its_path(tmp_path: Path, name: str, ke
     [
         ("w.pth", {"epoch": 3}, "holds dict without tensors; expected a state dict"),
         ("w.pth", [torch.ones(2)], "holds list without tensors; expected a state dict"),
-        ("w.h5", b"x", "cannot tell what it holds; expected a name ending in .safetensors or .pth"),
+        ("w.h5", b"x", "cannot tell what it holds; expected a name ending in .safetensors, .pth or .caffemodel"),
         ("w.safetensors", b"\xff" * 20, "not a whole .safetensors file"),
         ("w.pth", b"not a pickle", "not a file of PyTorch weights|holds more than tensors"),
     ],
@@ -106,7 +167,7 @@ def test_what_holds_no_weights_is_refused(tmp_path: Path, name: str, data: objec
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere.pth: no such file; expected weights \(.safetensors or .pth\)"):
+    with pytest.raises(CheckpointError, match=r"nowhere.pth: no such file; expected weights \(.safetensors, .pth or "):
         read_weights(tmp_path / "nowhere.pth")
 
 

@@ -1,4 +1,4 @@
-"""Files of tensors: reads .safetensors and .pth, writes .safetensors. Nothing that is read can run code."""
+"""Files of tensors: reads .safetensors, .pth and .caffemodel, writes .safetensors. Nothing that is read runs code."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fullyconv.caffe import CLASSIFIERS, classifier_of, read_layers
 from fullyconv.errors import CheckpointError
 
 
 def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file, or from a .pth, .pt or .bin that holds a state dict.
+    """Tensors by name from a .safetensors file, a .pth, .pt or .bin that holds a state dict, or a .caffemodel.
 
     A state dict may lie under ``state_dict`` or ``model``, and names may begin with ``module.``, as training scripts
-    leave them.
+    leave them. Tensors of a .caffemodel get the names of our modules where it holds a classifier that we know (VGG,
+    CaffeNet, BVLC GoogLeNet), else those of `read_caffemodel`; its first layer reads BGR.
 
     Raises:
         CheckpointError: no such file, not such a file, or a .pth that holds anything but tensors and plain data (it is
@@ -29,14 +31,18 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected weights (.safetensors or .pth)")
+        raise CheckpointError(f"{path}: no such file; expected weights (.safetensors, .pth or .caffemodel)")
+    if path.suffix == ".caffemodel":
+        return _renamed(read_caffemodel(path))
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: not a whole .safetensors file: {error}") from None
     if path.suffix not in {".pth", ".pt", ".bin"}:
-        raise CheckpointError(f"{path}: cannot tell what it holds; expected a name ending in .safetensors or .pth")
+        raise CheckpointError(
+            f"{path}: cannot tell what it holds; expected a name ending in .safetensors, .pth or .caffemodel"
+        )
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -57,9 +63,46 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
+def read_caffemodel(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Tensors of a .caffemodel by layer: ``NAME.weight``, ``NAME.bias``, and further blobs as ``NAME.2``.
+
+    Axes of length one that old files put in front are dropped: a bias is (N,), weights of an InnerProduct are (N, M).
+
+    Raises:
+        CheckpointError: as `fullyconv.caffe.read_layers`; or two layers of one name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for layer, kind, blobs in read_layers(path):
+        for i, blob in enumerate(blobs):
+            name = f"{layer}.{('weight', 'bias')[i] if i < 2 else i}"
+            if name in tensors:
+                raise CheckpointError(f"{path}: two layers are named {layer!r}; expected one with weights")
+            if blob.ndim == 4 and (i > 0 or kind not in {"Convolution", "Deconvolution"}):
+                least = 2 if i == 0 and kind == "InnerProduct" else 1
+                while blob.ndim > least and blob.shape[0] == 1:
+                    blob = blob[0]
+            tensors[name] = torch.from_numpy(blob)
+    return tensors
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A classifier's tensors under the names of our modules, the rest as they are."""
+    layers = {name.rpartition(".")[0] for name in tensors}
+    modules = CLASSIFIERS.get(classifier_of(layers) or "", {})
+    parts = ((name.rpartition("."), tensor) for name, tensor in tensors.items())
+    return {f"{modules.get(layer, layer)}.{kind}": tensor for (layer, _, kind), tensor in parts}
+
+
 def write_weights(path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors to a .safetensors file; they are made contiguous, and those that share storage are copied."""
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    own, storages = {}, set[int]()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        # The others are written from where they lie: a copy of a net takes gigabytes.
+        shared = storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes
+        own[name] = tensor.clone() if shared else tensor
+        storages.add(storage.data_ptr())
     path = Path(path)
     path.touch()
     mode = path.stat().st_mode
