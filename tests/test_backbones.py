@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.error
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from fullyconv.geometry import Grid
 from fullyconv.model import Preprocess
 from fullyconv.presets import fcn8s, fcn16s, fcn32s
 from fullyconv.surgery import plan
-from fullyconv.weights import read_weights
+from fullyconv.weights import read_weights, write_weights
 
 
 def maps_at(made: Backbone, height: int, width: int) -> dict[str, Tensor]:
@@ -480,3 +481,14 @@ def test_torchvisions_trained_head_is_kept_whole() -> None:
         with torch.no_grad():
             want = theirs(ours.normalise(picture))["out"]
             torch.testing.assert_close(ours(picture)["out"], want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+
+
+def test_a_converted_file_tells_its_preprocessing(tmp_path: Path) -> None:
+    state = BACKBONES["squeezenet1_0"].classifier().state_dict()
+    write_weights(tmp_path / "told.safetensors", state, {"converted_from": json.dumps({"input": "caffe"})})
+    write_weights(tmp_path / "silent.safetensors", state, {})
+    told, silent, given = (
+        backbone("squeezenet1_0", weights=str(tmp_path / f"{file}.safetensors"), input=input)
+        for file, input in (("told", None), ("silent", None), ("told", INPUTS["unit"]))
+    )
+    assert [made.inputs[0] for made in (told, silent, given)] == [INPUTS["caffe"], INPUTS["imagenet"], INPUTS["unit"]]

@@ -30,7 +30,7 @@ from fullyconv.surgery import Plan, Pool, plan
 from fullyconv.taps import cut, find_taps
 from fullyconv.transplant import transplant
 from fullyconv.variants import convolve_pools, widen_input
-from fullyconv.weights import read_weights
+from fullyconv.weights import input_of, read_weights
 
 CHANNELS = 3
 """Of the pictures that classifiers known by name are made for."""
@@ -272,9 +272,9 @@ def backbone(
             that returns one or several maps, which is taken as it is.
         weights: "default" (the published ones), a .safetensors or .pth file of the classifier's weights, or None for
             random ones (a module keeps its own).
-        input: the preprocessing that the weights expect; None: the published weights' own. With more than three
-            channels, the first layer is widened: new channels get the mean of the others' weights, as the authors did
-            (`fullyconv.variants.widen_input`; a module of your own reads the channels that it reads).
+        input: the preprocessing that the weights expect; None: what their file tells, or the published weights' own.
+            With more than three channels, the first layer is widened: new channels get the mean of the others'
+            weights, as the authors did (`fullyconv.variants.widen_input`; a module of your own reads what it reads).
         image_size: side of the picture that a module of your own was made for, in pixels.
         taps: names for the maps of a classifier of your own and the modules whose output they are, finest first; None:
             one a stride (`Spec`).
@@ -299,7 +299,9 @@ def backbone(
         spec = lookup("backbone", name, BACKBONES)
         classifier = spec.classifier()
         named = frozenset(classifier.state_dict())
-        made = _from_spec(name, spec, classifier, input or INPUTS[spec.input], geometry, pools)
+        told = None if weights is None or weights == "default" else input_of(weights)
+        expected = input or lookup("input", told or spec.input, INPUTS)
+        made = _from_spec(name, spec, classifier, expected, geometry, pools)
         if weights == "default":
             transplant_all(_published(name, spec), made.net, f"the published weights of {name}", only=named)
         elif weights is not None:
@@ -481,9 +483,7 @@ def _measure(name: str, located: Located, size: int) -> Tap:
     return Tap(located.shape[1], grid, located.shape[2] - int(size / grid.stride), place.spread)
 
 
-def _from_maps(
-    net: nn.Module, name: str, input: InputConfig, image_size: int, channels: int = CHANNELS
-) -> Backbone:
+def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int, channels: int = CHANNELS) -> Backbone:
     """A net that returns maps, taken as it is: one tap for each, named by its stride."""
     outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))
     try:

@@ -238,7 +238,7 @@ def convert(path: str | PathLike[str], kind: str, out: str | PathLike[str]) -> C
         net.load_state_dict(tensors, assign=True)
         save(net, out, provenance={"converted_from": {**origin, "unused": list(unused)}})
     else:
-        _write(out, tensors, origin)
+        _write(out, tensors, {**origin, "input": "caffe"})
     return Conversion(kind, sha256, used, unused, missing, out)
 
 

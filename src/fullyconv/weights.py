@@ -93,6 +93,24 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{modules.get(layer, layer)}.{kind}": tensor for (layer, _, kind), tensor in parts}
 
 
+def input_of(path: str | PathLike[str]) -> str | None:
+    """The name of the preprocessing that a file of weights expects (`fullyconv.config.INPUTS`), where the file tells.
+
+    Caffe's own files and those that `fullyconv.convert` made of them are for BGR minus a mean; others do not say.
+    """
+    path = Path(path)
+    if path.suffix == ".caffemodel":
+        return "caffe"
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        origin = json.loads(read_metadata(path).get("converted_from", "{}"))
+    except ValueError:
+        return None
+    found = origin.get("input") if isinstance(origin, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def write_weights(path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors to a .safetensors file; they are made contiguous, and those that share storage are copied."""
     own, storages = {}, set[int]()
