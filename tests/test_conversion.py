@@ -298,7 +298,8 @@ def test_a_classifier_becomes_weights_for_training(
     assert np.array_equal(weights["inception_4c.reduce5x5.weight"], tensors["inception_4c/5x5_reduce.weight"])
     assert np.array_equal(weights["fc.weight"], tensors["loss3/classifier.weight"])
     origin = json.loads(read_metadata(done.out)["converted_from"])
-    assert origin == {"file": "googlenet.caffemodel", "kind": "bvlc_googlenet", "sha256": done.sha256}
+    told = {"file": "googlenet.caffemodel", "kind": "bvlc_googlenet", "sha256": done.sha256, "input": "caffe"}
+    assert origin == told
     assert done.sha256 in str(done)
     assert "2 unused (loss1/classifier.weight, loss1/classifier.bias), 0 missing" in str(done)
 

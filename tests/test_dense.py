@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fullyconv import dense, losses
+from fullyconv.config import Upsampling as Kernel
 from fullyconv.geometry import Grid
-from fullyconv.upsample import Upsample
+from fullyconv.upsample import Border, Steps, Upsample
 
 VOID = 65535
 
@@ -265,7 +266,7 @@ def test_the_gradient_goes_on_into_the_net() -> None:
 
 def test_learned_upsampling_is_done_as_it_learned_and_goes_on_learning() -> None:
     generator = torch.Generator().manual_seed(0)
-    upsample = Upsample(grid(4), Grid(), 3, learned=True)
+    upsample = Upsample(grid(4), Grid(), 3, kernel="learned")
     with torch.no_grad():
         upsample.weight += 0.2 * torch.randn(upsample.weight.shape, generator=generator)
     scores = torch.randn(2, 3, 5, 6, generator=generator, requires_grad=True)
@@ -283,6 +284,41 @@ def test_learned_upsampling_is_done_as_it_learned_and_goes_on_learning() -> None
     loss.backward()
     assert upsample.weight.grad is not None
     assert upsample.weight.grad.any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_learned_upsampling_band_by_band_equals_all_at_once(data: st.DataObject) -> None:
+    stride = data.draw(st.sampled_from([1, 2, 4, 8]), "stride")
+    classes = data.draw(st.sampled_from([1, 3]), "classes")
+    border: Border = data.draw(st.sampled_from(["edge", "zero"]), "border")
+    kernel: Kernel = data.draw(st.sampled_from(["learned", "full"]), "kernel")
+    # Offsets of frames by 100, as the authors' nets have, among them.
+    offset = Fraction(stride - 1, 2) - data.draw(st.sampled_from([0, 0, stride, 5 * stride]), "cells in front")
+    kind = Steps if data.draw(st.booleans(), "stepwise") and stride > 1 else Upsample
+    upsample = kind(grid(stride, offset), Grid(), classes, kernel=kernel, border=border).double()
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6), "seed"))
+    with torch.no_grad():
+        for weight in upsample.parameters():
+            weight += torch.rand(weight.shape, generator=generator)  # no tap is zero
+    cells = data.draw(st.integers(1, 12), "cells")
+    scores = torch.randn(2, classes, cells, 5, generator=generator, dtype=torch.float64)
+    size = (max(1, cells * stride + data.draw(st.integers(-9, 9), "more")), 5 * stride)
+    rows = data.draw(st.integers(1, 30), "rows")
+    bands = list(dense._learned_bands(scores, upsample, size, rows))
+    assert all(band.shape[2] == rows for band in bands[:-1])
+    torch.testing.assert_close(torch.cat(bands, 2), upsample(scores, size), rtol=1e-12, atol=1e-12)
+
+
+def test_entropy_is_that_of_the_softmax() -> None:
+    scores = torch.randn(2, 7, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 5
+    scores[:, 2] -= 10000
+    upsample = Upsample(grid(4), Grid(), 7)
+    shares = upsample(scores, (19, 23)).softmax(1)
+    for block in (None, (5, 8)):
+        entropy = dense.entropy(scores, upsample, (19, 23), block=block)
+        assert entropy.dtype == torch.float32
+        torch.testing.assert_close(entropy, -torch.xlogy(shares, shares).sum(1).float(), rtol=1e-6, atol=1e-7)
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
@@ -373,3 +409,22 @@ def test_no_tensor_of_the_size_of_full_resolution_logits_is_ever_made(what: str)
         else:
             getattr(dense, what)(scores, upsample, size)
     assert 0 < largest < classes * size[0] * size[1] / 15
+
+
+@pytest.mark.parametrize("all_void", [False, True])
+def test_the_mean_over_pictures_is_the_plain_one(all_void: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(3, 4, 5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    upsample = Upsample(grid(4), Grid(), 4)
+    labels = torch.randint(0, 4, (3, 20, 23), generator=generator)
+    labels[0, 5:] = VOID
+    labels[1] = VOID
+    if all_void:
+        labels[:] = VOID
+    banded = dense.cross_entropy(scores, upsample, labels, void=VOID, reduction="image")
+    (slope,) = torch.autograd.grad(banded, scores)
+    plain = losses.cross_entropy(upsample(scores, (20, 23)), labels, void=VOID, reduction="image")
+    (want,) = torch.autograd.grad(plain, scores)
+    torch.testing.assert_close(banded, plain)
+    torch.testing.assert_close(slope, want)
+    assert bool(slope.any()) is not all_void

@@ -534,12 +534,13 @@ def info() -> None:
     import importlib.metadata
     import platform
 
+    from fullyconv import native
     from fullyconv.devices import describe_devices
 
     print(f"fullyconv {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for package in ("torch", "torchvision", "timm", "lightning-fabric", "pillow", "numpy"):
         print(f"  {package} {importlib.metadata.version(package)}")
-    for line in describe_devices():
+    for line in (*describe_devices(), native.describe()):
         print(f"  {line}")
     for package, use in (("tensorboard", "training curves in TensorBoard"),):
         try:

@@ -4,11 +4,13 @@ A score map is 1/s of the picture's height and width, so upsampled whole it woul
 be reduced to one label or one loss a pixel. Fixed upsampling is linear and separable, ``A_h X A_w^T``, so any block of
 pixels is two products of small matrices with the few cells that it lies on. Here pixels are made block by block, small
 enough for the cache, and are gone before the next: faster than the plain way, the more so the more classes, in the
-memory of a few blocks and of a score map as wide as they are (``benchmarks/dense_tail.py``).
+memory of a few blocks and of a score map as wide as they are (``benchmarks/dense_tail.py``). On the CPU a compiled
+kernel (`fullyconv.native`), where it was built, does what ends in one label or number a pixel, many times as fast
+again (``benchmarks/tail.py``).
 
-The sums are the plain ones in another order, so results agree to rounding. Scores are upsampled in float32 at least,
-whatever autocast says. A NaN spoils the block it is in. Where upsampling is learned it is no such product, and one
-block holds everything.
+The sums are the plain ones in another order, so results agree to rounding: of classes whose scores differ by less,
+either may win, of equal ones the first does. Scores are upsampled in float32 at least, whatever autocast says. Learned
+upsampling is no such product; it is the layer itself, run on bands of rows.
 
 B, K, h, w: score map; H, W: picture, ``size``; R, C: block of pixels.
 """
@@ -19,15 +21,16 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from functools import cache
 from threading import Barrier
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fullyconv import losses
+from fullyconv import losses, native
 from fullyconv.losses import Reduction
 
 Result = TypeVar("Result")
@@ -38,13 +41,36 @@ Size = tuple[int, int]
 class Upsampling(Protocol):
     """What is needed of `fullyconv.upsample.Upsample`."""
 
-    learned: bool
+    @property
+    def learned(self) -> bool: ...
 
     def matrix(
-        self, cells: int, pixels: int, *, start: int = ..., device: torch.device | None = ..., dtype: torch.dtype = ...
+        self,
+        cells: int,
+        pixels: int,
+        *,
+        start: int = ...,
+        stop: int | None = ...,
+        device: torch.device | None = ...,
+        dtype: torch.dtype = ...,
     ) -> Tensor: ...
 
     def __call__(self, scores: Tensor, size: Size) -> Tensor: ...
+
+
+@runtime_checkable
+class Bilinear(Protocol):
+    """Upsampling in which a pixel takes of two cells an axis; where it does not after all, None."""
+
+    def taps(self, cells: int, pixels: int) -> native.Taps | None: ...
+
+
+@runtime_checkable
+class Periodic(Protocol):
+    """Upsampling that does the same at every cell: shifted by a cell, it is shifted by `factor` pixels."""
+
+    @property
+    def factor(self) -> Fraction: ...
 
 
 def argmax(scores: Tensor, upsample: Upsampling, size: Size, *, block: Size | None = None) -> Tensor:
@@ -54,7 +80,7 @@ def argmax(scores: Tensor, upsample: Upsampling, size: Size, *, block: Size | No
         scores: (B, K, h, w), float.
         upsample: how scores reach the pixels.
         size: of the picture.
-        block: pixels made at a time, (rows, columns); None: as many as fit the cache.
+        block: pixels made at a time by torch, (rows, columns); None: as many as fit the cache, or the native kernel.
 
     Returns:
         (B, H, W), uint8 where K <= 255, else int32. Of equal scores the first class wins, of NaNs the first NaN, as
@@ -68,6 +94,10 @@ def argmax(scores: Tensor, upsample: Upsampling, size: Size, *, block: Size | No
         tensor([[[0, 0, 0, 1, 1, 1]]], dtype=torch.uint8)
     """
     dtype = _label_type(scores)
+    if block is None and (taps := _native_taps(scores, upsample, size)):
+        labels = _empty(scores, size, dtype)
+        native.reduce(scores.detach().float(), *taps, labels=labels)
+        return labels
 
     def reduce(fine: Tensor) -> tuple[Tensor]:
         # max gives the first index too, and on the CPU is an order of magnitude faster than argmax over this axis.
@@ -85,6 +115,10 @@ def probability(
         labels as from `argmax`, and (B, H, W) float32 in 1/K..1, the largest softmax probability.
     """
     dtype = _label_type(scores)
+    if block is None and (taps := _native_taps(scores, upsample, size)):
+        labels, probabilities = _empty(scores, size, dtype), _empty(scores, size, torch.float32)
+        native.reduce(scores.detach().float(), *taps, labels=labels, probability=probabilities)
+        return labels, probabilities
 
     def reduce(fine: Tensor) -> tuple[Tensor, Tensor]:
         largest, index = fine.max(2, keepdim=True)
@@ -92,6 +126,36 @@ def probability(
 
     labels, probabilities = _reduced(scores, upsample, size, block, reduce)
     return labels, probabilities
+
+
+def entropy(scores: Tensor, upsample: Upsampling, size: Size, *, block: Size | None = None) -> Tensor:
+    """How undecided the net is, at every pixel: the entropy of the softmax.
+
+    Args:
+        scores, upsample, size, block: as for `argmax`.
+
+    Returns:
+        (B, H, W) float32 in nats, 0 (one class is certain) to ln K (all are as probable).
+
+    Example:
+        >>> from fullyconv.geometry import Grid
+        >>> from fullyconv.upsample import Upsample
+        >>> entropy(torch.zeros(1, 4, 1, 1), Upsample(Grid().conv(2, stride=2), Grid(), channels=4), (1, 2))
+        tensor([[[1.3863, 1.3863]]])
+    """
+    if block is None and (taps := _native_taps(scores, upsample, size)):
+        entropies = _empty(scores, size, torch.float32)
+        native.reduce(scores.detach().float(), *taps, entropy=entropies)
+        return entropies
+
+    def reduce(fine: Tensor) -> tuple[Tensor]:
+        # Nothing has a share below, and 0 * -inf would be NaN.
+        below = (fine - fine.amax(2, keepdim=True)).clamp_(min=-1000)
+        powers = below.exp()
+        total = powers.sum(2)
+        return ((total.log() - (powers * below).sum(2) / total).float(),)
+
+    return _reduced(scores, upsample, size, block, reduce)[0]
 
 
 def probabilities_bands(
@@ -107,9 +171,8 @@ def probabilities_bands(
         (B, K, rows, W), float32 (float64 from float64 scores), summing to 1 over K.
     """
     if upsample.learned:
-        with torch.no_grad():
-            everything = upsample(scores, size).softmax(1)
-        yield everything
+        for fine in _learned_bands(scores, upsample, size, rows):
+            yield fine.softmax(1)
         return
     coarse = _rows_first(scores)
     if rows is None:
@@ -147,6 +210,14 @@ def cross_entropy(
     Returns:
         scalar, 0 or more, best 0. It can be differentiated once.
     """
+    if reduction == "image":
+        # A picture of nothing but void is left out of the mean, as in `fullyconv.losses`.
+        means = [
+            cross_entropy(one, upsample, truth, void=void, weights=weights, block=block)
+            for one, truth in zip(scores.split(1), labels.split(1), strict=True)
+            if bool((truth != void).any())
+        ]
+        return torch.stack(means).mean() if means else scores.sum() * 0
     height, width = labels.shape[-2:]
     if upsample.learned:
         logits = upsample(scores, (height, width))
@@ -245,9 +316,14 @@ def _reduced(
     reduce: Callable[[Tensor], tuple[Tensor, ...]],
 ) -> list[Tensor]:
     """(B, H, W) each: what ``reduce``, (R, B, K, C) -> (R, B, C) each, makes of all blocks."""
+    bands = None
     if upsample.learned:
-        with torch.no_grad():
-            return [part.transpose(0, 1).contiguous() for part in reduce(upsample(scores, size).permute(2, 0, 1, 3))]
+        bands = _learned_bands(scores, upsample, size)
+    elif (taps := _taps(scores, upsample, size)) and not scores.isfinite().all():
+        bands = _bilinear_bands(scores, taps)
+    if bands is not None:
+        reduced = [reduce(band.permute(2, 0, 1, 3)) for band in bands]
+        return [torch.cat(part).transpose(0, 1).contiguous() for part in zip(*reduced, strict=True)]
     coarse = _rows_first(scores)
     down, across = _cut(coarse, upsample, size, block)
 
@@ -258,6 +334,52 @@ def _reduced(
 
     columns = _each(across, compute)
     return [torch.cat(part, dim=2).transpose(0, 1).contiguous() for part in zip(*columns, strict=True)]
+
+
+def _learned_bands(scores: Tensor, upsample: Upsampling, size: Size, rows: int | None = None) -> Iterator[Tensor]:
+    """(B, K, rows, W) each: the layer itself, of the cells that a band lies on."""
+    (pictures, classes, cells, _), (height, width) = scores.shape, size
+    if not isinstance(upsample, Periodic) or upsample.factor.denominator != 1:
+        with torch.no_grad():
+            yield upsample(scores, size)
+        return
+    factor = int(upsample.factor)
+    rows = rows or max(factor, (1 << 23) // (pictures * classes * width))
+    for start in range(0, height, rows):
+        stop = min(start + rows, height)
+        touched = upsample.matrix(cells, height, start=start, stop=stop).any(0).nonzero()
+        first, last = (int(touched[0]), int(touched[-1])) if len(touched) else (0, cells)
+        first = min(first, start // factor)
+        skipped = first * factor
+        with torch.no_grad():
+            fine = upsample(scores[:, :, first : last + 1], (stop - skipped, width))
+        yield fine[:, :, start - skipped :]
+
+
+def _bilinear_bands(scores: Tensor, taps: tuple[native.Taps, native.Taps]) -> Iterator[Tensor]:
+    """(B, K, R, W) each: sum by sum as the native kernel does it, so that NaN and infinity stay where they belong."""
+    rows, columns = taps
+    coarse = scores.detach() if scores.dtype == torch.float64 else scores.detach().float()
+    per_row = len(coarse) * coarse.shape[1] * len(columns[0])
+    for band in zip(*(tap.split(max(1, (1 << 22) // per_row)) for tap in rows), strict=True):
+        yield _between(_between(coarse, columns, 3).contiguous(), band, 2)
+
+
+def _between(cells: Tensor, taps: native.Taps, axis: int) -> Tensor:
+    """Pixels along one axis. Without weight an infinity has no say, but a NaN has."""
+    there = cells.shape[axis]
+    shape = [1] * cells.dim()
+    shape[axis] = -1
+    index = taps[0].to(cells.device).long()
+    total = torch.zeros((), device=cells.device)
+    for place, weight in ((index, taps[1]), (index + 1, taps[2])):
+        missing = (place < 0) | (place >= there)
+        share = weight.to(cells).masked_fill(missing, 0).view(shape)
+        cell = cells.index_select(axis, place.clamp(0, there - 1))
+        term = share * cell
+        nothing = (share == 0) & (~cell.isnan() | missing.view(shape))
+        total = total + term.masked_fill(nothing, 0)
+    return total
 
 
 def _each(strips: Sequence[_Strip], compute: Callable[[_Strip], Result]) -> list[Result]:
@@ -325,11 +447,31 @@ def _strips(coarse: Tensor, upsample: Upsampling, axis: int, pixels: int, length
     for start in range(0, pixels, length):
         stop = min(start + length, pixels)
         # On the CPU, since Python has to know which cells are touched.
-        shares = upsample.matrix(cells, stop - start, start=start, dtype=coarse.dtype)
+        shares = upsample.matrix(cells, pixels, start=start, stop=stop, dtype=coarse.dtype)
         touched = shares.any(0).nonzero()
-        first, last = int(touched[0]), int(touched[-1]) + 1
+        # Where zeros lie beyond the border, pixels far out touch no cell.
+        first, last = (int(touched[0]), int(touched[-1]) + 1) if len(touched) else (0, 1)
         strips.append(_Strip(slice(start, stop), slice(first, last), shares[:, first:last].to(coarse.device)))
     return strips
+
+
+def _native_taps(scores: Tensor, upsample: Upsampling, size: Size) -> tuple[native.Taps, native.Taps] | None:
+    """What the native kernel needs, if it is to be used."""
+    if upsample.learned or scores.device.type != "cpu" or scores.dtype == torch.float64 or not native.available():
+        return None
+    return _taps(scores, upsample, size)
+
+
+def _taps(scores: Tensor, upsample: Upsampling, size: Size) -> tuple[native.Taps, native.Taps] | None:
+    """For the rows and for the columns, where pixels lie on no more than two cells."""
+    if not isinstance(upsample, Bilinear):
+        return None
+    rows, columns = upsample.taps(scores.shape[2], size[0]), upsample.taps(scores.shape[3], size[1])
+    return (rows, columns) if rows is not None and columns is not None else None
+
+
+def _empty(scores: Tensor, size: Size, dtype: torch.dtype) -> Tensor:
+    return torch.empty(len(scores), *size, dtype=dtype)
 
 
 def _label_type(scores: Tensor) -> torch.dtype:

@@ -320,6 +320,11 @@ class Nearest:
     def learned(self) -> bool:
         return self.upsample.learned
 
+    @property
+    def factor(self) -> Fraction:
+        """Pixels from one score to the next."""
+        return self.upsample.factor / self.scale
+
     def size(self, pixels: int) -> int:
         """Logits along an axis of so many pixels.
 

@@ -1,0 +1,127 @@
+"""Labels, probabilities and entropies at full resolution on the CPU, by a small library in C++ (``kernel.cpp``).
+
+The library is compiled when the package is built (``hatch_build.py``) and knows nothing of Python or torch. Where it is
+not there, `fullyconv.dense` does the same in plain torch, slower. ``FULLYCONV_NATIVE=0`` in the environment, read at
+the first use, switches it off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+VERSION = 1
+"""Of the library's functions, as ``fullyconv_version`` in ``kernel.cpp``."""
+
+LIBRARY = Path(__file__).parent / {"win32": "_kernel.dll", "darwin": "_kernel.dylib"}.get(sys.platform, "_kernel.so")
+
+Taps = tuple[Tensor, Tensor, Tensor]
+"""Of the pixels of an axis: (index int32, lower, upper float32), each is ``lower`` of cell ``index`` and ``upper`` of
+the next. Cells that are not there are zeros. Weights are 0 or more, the two sum to 1."""
+
+
+class Kernel(NamedTuple):
+    """The library, or why there is none."""
+
+    library: ctypes.CDLL | None
+    targets: tuple[str, ...] = ()
+    """Instruction sets of this machine that it is compiled for, best first."""
+    reason: str = ""
+
+
+@cache
+def kernel() -> Kernel:
+    if os.environ.get("FULLYCONV_NATIVE", "1") == "0":
+        return Kernel(None, reason="switched off (FULLYCONV_NATIVE=0)")
+    if not LIBRARY.exists():
+        return Kernel(None, reason="not built (no C++ compiler at installation)")
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        return Kernel(None, reason=f"not loaded ({error})")
+    if library.fullyconv_version() != VERSION:
+        return Kernel(None, reason="built from other source (install the package again)")
+    library.fullyconv_target.restype = ctypes.c_char_p
+    targets: list[str] = []
+    while name := library.fullyconv_target(len(targets)):
+        targets.append(name.decode())
+    return Kernel(library, tuple(targets))
+
+
+def available() -> bool:
+    return kernel().library is not None
+
+
+def describe() -> str:
+    """One line on what computes, for people.
+
+    Example:
+        >>> describe().startswith("native kernel: ")
+        True
+    """
+    found = kernel()
+    if found.library is None:
+        return f"native kernel: {found.reason}; torch is used"
+    threads = torch.get_num_threads()
+    return f"native kernel: {found.targets[0]}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def reduce(
+    scores: Tensor,
+    rows: Taps,
+    columns: Taps,
+    *,
+    labels: Tensor | None = None,
+    probability: Tensor | None = None,
+    entropy: Tensor | None = None,
+    target: str | None = None,
+) -> None:
+    """Fill ``labels``, ``labels`` and ``probability``, or ``entropy``.
+
+    The score of a pixel is ``wy0 * (wx0 * a + wx1 * b) + wy1 * (wx0 * c + wx1 * d)`` of its four cells in float32, each
+    product and sum rounded, on every machine; a cell of weight 0 is left out, whatever it holds.
+
+    Args:
+        scores: (B, K, h, w) float32 on the CPU, any strides.
+        rows, columns: what pixels take of cells.
+        labels: (B, H, W) uint8 or int32, contiguous, as are the others: the first of the largest scores, or first NaN.
+        probability: (B, H, W) float32, 1/K..1, of the label, to 1e-6 of itself.
+        entropy: (B, H, W) float32, 0..ln K nats, of the softmax, to 1e-6.
+        target: one of `Kernel.targets`; None: the best.
+
+    Raises:
+        MemoryError: no room for a few rows of cells to each thread.
+    """
+    library, targets, _ = kernel()
+    assert library is not None
+    values = entropy if probability is None else probability
+    mode = 2 if entropy is not None else 0 if probability is None else 1
+    assert scores.dtype == torch.float32
+    assert scores.device.type == "cpu"
+    assert mode == 2 or (labels is not None and labels.dtype in (torch.uint8, torch.int32) and labels.is_contiguous())
+    assert values is None or (values.dtype == torch.float32 and values.is_contiguous())
+    axes = [axis.contiguous() for axis in (*rows, *columns)]
+    assert [axis.dtype for axis in axes] == [torch.int32, torch.float32, torch.float32] * 2
+    shape = (ctypes.c_int64 * 6)(*scores.shape, len(axes[0]), len(axes[3]))
+    strides = (ctypes.c_int64 * 4)(*scores.stride())
+    failed = library.fullyconv_reduce(
+        ctypes.c_void_p(scores.data_ptr()),
+        shape,
+        strides,
+        *(ctypes.c_void_p(axis.data_ptr()) for axis in axes),
+        mode,
+        ctypes.c_void_p(None if labels is None else labels.data_ptr()),
+        int(labels is not None and labels.dtype == torch.int32),
+        ctypes.c_void_p(None if values is None else values.data_ptr()),
+        torch.get_num_threads(),
+        0 if target is None else targets.index(target),
+    )
+    if failed:
+        raise MemoryError("no memory for a few rows of scores")
