@@ -83,7 +83,7 @@ def deconv(x: Tensor, state: Mapping[str, Tensor], name: str, taps: int, stride:
 
 
 def as_released(image: Tensor, state: Mapping[str, Tensor], stride: int, scales: bool = False) -> Tensor:
-    """The nets of the release: padding 100, pools in ceil mode, crops of 5, 9, 19, 27 and 31 as they are written there."""
+    """The nets of the release: padding 100, pools in ceil mode, crops of 5, 9, 19, 27 and 31 as written there."""
     # Our mean is a float32.
     x = image[:, [2, 1, 0]] - torch.tensor(INPUTS["caffe"].mean).double().view(1, 3, 1, 1)
     pools = []

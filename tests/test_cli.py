@@ -406,7 +406,7 @@ def test_three_commands_lead_from_a_labelled_folder_to_segmented_pictures(run: R
     assert out.startswith("2 segmented")
 
 
-# --- the nets of the papers, weights of others --------------------------------------------------------------------------
+# --- the nets of the papers, weights of others ---
 
 
 def test_explain_gives_the_figures_of_table_1_as_json(run: Run) -> None:

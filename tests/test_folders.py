@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fullyconv import images
+from fullyconv import folders, images, rasters, streaming
 from fullyconv.building import build
 from fullyconv.config import Classes, HeadConfig, ModelConfig, SkipConfig
 from fullyconv.datasets.folder import open_folder
@@ -227,6 +228,80 @@ def test_a_file_in_the_place_of_the_folder_is_said(
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ConfigError, match="out: cannot be made: File exists"):
         run(predictor, [tmp_path / "in"], tmp_path / "out")
+
+
+def test_large_pictures_are_streamed_to_the_same_label_maps(
+    predictor: Predictor, make: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("in/a.png", "in/b.png", "in/x/c.png", "in/d.jpg")
+    (tmp_path / "in/d.jpg").write_bytes((tmp_path / "in/d.jpg").read_bytes()[:50])
+    plain = run(predictor, [tmp_path / "in"], tmp_path / "plain")
+    streamed_: list[str] = []
+    stream = streaming.segment_raster
+    monkeypatch.setattr(folders, "LARGE", 200)
+    monkeypatch.setattr(
+        streaming, "segment_raster", lambda p, s, t, **o: streamed_.append(s.name) or stream(p, s, t, **o)
+    )
+    outcomes = run(predictor, [tmp_path / "in"], tmp_path / "out")
+    assert streamed_ == ["b.png", "c.png"]  # of 11 and 12 rows of 20 pixels
+    for name in ("a.png", "b.png", "x/c.png"):
+        outcome = outcomes[Path(name).name]
+        np.testing.assert_array_equal(*(images.read_values(tmp_path / out / name) for out in ("out", "plain")))
+        assert (outcome.status, outcome.size) == ("done", plain[Path(name).name].size)
+        assert outcome.area["out"] == pytest.approx(plain[Path(name).name].area["out"])
+    assert outcomes["d.jpg"].status == "failed"
+    assert run(predictor, [tmp_path / "in"], tmp_path / "out")["b.png"].status == "kept"
+    # What needs the picture is done in memory.
+    run(predictor, [tmp_path / "in"], tmp_path / "all", overlay=True)
+    assert len(streamed_) == 2
+    assert (tmp_path / "all/b.overlay.jpg").exists()
+
+
+@pytest.mark.skipif(not rasters.installed(), reason="rasterio (the extra geo) is not installed")
+def test_a_geotiff_becomes_a_geotiff(tmp_path: Path) -> None:
+    import rasterio
+    from affine import Affine
+
+    (tmp_path / "in").mkdir()
+    profile = {"count": 3, "height": 40, "width": 30, "dtype": "uint8", "crs": "EPSG:32633", "nodata": 0}
+    with rasterio.open(
+        tmp_path / "in/a.tif", "w", driver="GTiff", transform=Affine(2, 0, 5e5, 0, -2, 5e6), **profile
+    ) as dataset:
+        values = np.random.default_rng(0).integers(1, 255, (3, 40, 30)).astype(np.uint8)
+        values[:, :10] = 0
+        dataset.write(values)
+    predictor = predictor_of("parts", "whole")
+    outcome = run(predictor, [tmp_path / "in"], tmp_path / "out")["a.tif"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.parts.tif", "a.whole.tif"]
+    assert outcome.outputs["labels.parts"] == tmp_path / "out/a.parts.tif"
+    with rasterio.open(tmp_path / "out/a.parts.tif") as labels:
+        assert labels.crs == rasterio.crs.CRS.from_epsg(32633)
+        assert labels.transform == Affine(2, 0, 5e5, 0, -2, 5e6)
+        read = labels.read(1)
+    assert (read[:10] == 255).all()
+    assert (read[10:] < 3).all()
+    assert run(predictor, [tmp_path / "in"], tmp_path / "out")["a.tif"].status == "kept"
+
+
+def test_memory_stays_flat_over_many_pictures(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    images.write_image(tmp_path / "in/0.png", np.zeros((64, 64, 3), np.uint8))
+    for i in range(1, 300):
+        (tmp_path / f"in/{i}.png").symlink_to(tmp_path / "in/0.png")
+    pictures = [PictureFile(tmp_path / f"in/{i}.png", str(i)) for i in range(300)]
+    peaks = []
+    predictor = predictor_of("out")
+    tracemalloc.start()
+    try:
+        for part in (pictures[:30], pictures[30:]):
+            tracemalloc.reset_peak()
+            for _ in segment_files(predictor, part, tmp_path / "out", batch_size=4):
+                pass
+            peaks.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+    # Nine times as many pictures, each of 12 KiB, and their names.
+    assert peaks[1] - peaks[0] < 270 * 4096
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

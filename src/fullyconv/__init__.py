@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fullyconv.datasets import dataset
     from fullyconv.evaluation import evaluate
     from fullyconv.explanation import explain
+    from fullyconv.exporters import export
     from fullyconv.geometry import Grid
     from fullyconv.inference import Predictor, tiled, whole
     from fullyconv.model import FCN
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fullyconv.stitching import shift_and_stitch
     from fullyconv.surgery import convolutionalize
     from fullyconv.training import train
+    from fullyconv.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -63,7 +65,9 @@ _HOME = {
     "Segmentation": "fullyconv.segmentation",
     "shift_and_stitch": "fullyconv.stitching",
     "convolutionalize": "fullyconv.surgery",
+    "export": "fullyconv.exporters",
     "train": "fullyconv.training",
+    "tune": "fullyconv.tuning",
 }
 
 __all__ = [
@@ -92,6 +96,7 @@ __all__ = [
     "dataset",
     "evaluate",
     "explain",
+    "export",
     "load",
     "presets",
     "rarefy",
@@ -99,6 +104,7 @@ __all__ = [
     "shift_and_stitch",
     "tiled",
     "train",
+    "tune",
     "whole",
 ]
 

@@ -68,9 +68,7 @@ def build(
 def _trunk(config: ModelConfig, source: str | nn.Module, weights: bool) -> backbones.Backbone:
     def make(stream: ModelConfig | StreamConfig, net: str | nn.Module) -> backbones.Backbone:
         given = stream.weights if weights else None
-        return backbones.backbone(
-            net, weights=given, input=stream.input, geometry=config.geometry, pools=config.pools
-        )
+        return backbones.backbone(net, weights=given, input=stream.input, geometry=config.geometry, pools=config.pools)
 
     if not config.streams:
         return make(config, source)

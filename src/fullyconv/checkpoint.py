@@ -24,7 +24,10 @@ from fullyconv.building import build
 from fullyconv.config import Classes, ModelConfig
 from fullyconv.errors import CheckpointError, ConfigError
 from fullyconv.model import FCN
+from fullyconv.records import flush, read_json, write_json
 from fullyconv.weights import read_metadata, read_weights, write_weights
+
+__all__ = ["load", "load_state", "provenance", "read_json", "save", "save_state", "write_folder", "write_json"]
 
 FORMAT = 1
 """Rises when the meaning of a field changes."""
@@ -162,35 +165,6 @@ def load_state(folder: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     return read_weights(folder / "state.safetensors"), state
 
 
-def read_json(path: str | PathLike[str]) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected a folder that fullyconv wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-
-
-def write_json(path: str | PathLike[str], data: Any) -> Path:
-    """Write a JSON file, whole or not at all."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _flush(beside)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
-    return path
-
-
 def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a new folder, flush it to the disk, then put it in the place of ``folder``.
 
@@ -208,13 +182,13 @@ def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> 
         fresh.mkdir()
         write(fresh)
         for file in fresh.iterdir():
-            _flush(file)
+            flush(file)
         _recover(folder)
         if folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
         fresh.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
         shutil.rmtree(previous, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -235,11 +209,3 @@ def _recover(folder: Path) -> None:
     """Undo a replacement that was cut off between its two renames."""
     if not folder.exists() and _previous(folder).exists():
         _previous(folder).rename(folder)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fullyconv import __version__
 from fullyconv.errors import ConfigError, DatasetError, FullyConvError
+
+if TYPE_CHECKING:
+    from fullyconv.inference import Predictor
 
 app = typer.Typer(
     name="fullyconv",
@@ -44,6 +47,10 @@ Inputs = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[Literal["auto", "32", "bf16"], typer.Option(help="auto: bf16 where the hardware has it.")]
+Engine = Annotated[
+    Literal["auto", "torch", "openvino", "onnxruntime"],
+    typer.Option(help="What computes; auto: the one that `fullyconv tune` found for the model, else torch."),
+]
 StrategyName = Annotated[
     Literal["auto", "whole", "tiled"],
     typer.Option(
@@ -240,32 +247,64 @@ def predict(
     tile: Tile = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of equal size at a time.")] = 1,
     max_pixels: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Refuse files that declare more pixels, before they are decoded.")
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Refuse files that declare more pixels, before decoding; those read by rows, over 4 billion.",
+        ),
     ] = 178_000_000,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: Engine = "auto",
 ) -> None:
     """Segment pictures: any number, any size.
 
     Writes for each picture NAME.png, a label map whose palette shows the classes, with subfolders as they were; and
     classes.json, what its ids mean, and results.json, what became of each picture and how much of it each class covers.
     A picture that cannot be read is reported and skipped.
+
+    A GeoTIFF becomes NAME.tif, a cloud-optimised GeoTIFF that keeps its place (pip install 'fullyconv[geo]'). Very
+    large pictures are read and written a row of tiles at a time.
     """
     from fullyconv.display import counting
-    from fullyconv.flags import strategy_of, with_standard_input
-    from fullyconv.folders import Outcome, find_pictures, refuse_foreign, segment_files, write_results
-    from fullyconv.inference import Predictor
+    from fullyconv.folders import (
+        Outcome,
+        find_pictures,
+        refuse_foreign,
+        segment_files,
+        with_standard_input,
+        write_results,
+    )
+    from fullyconv.quick import QuickPredictor, open_quick
 
     refuse_foreign(out)
     pictures = find_pictures(with_standard_input(inputs), out=out)
-    predictor = Predictor.load(
-        model,
-        strategy=strategy_of(strategy, tile),
-        device=device,
-        precision=precision,
-        probabilities=probabilities,
-        max_pixels=max_pixels,
+    plain = strategy != "tiled" and tile is None and not probabilities and batch == 1
+    files = [picture.path for picture in pictures]
+    quick = (
+        open_quick(model, files, engine=engine, precision=precision, device=device, max_pixels=max_pixels)
+        if plain
+        else None
     )
+    predictor: Predictor | QuickPredictor
+    if quick is not None:
+        predictor = quick
+    else:
+        from fullyconv.flags import strategy_of
+        from fullyconv.inference import Predictor
+        from fullyconv.tuning import tune as set_allocator
+
+        set_allocator()
+        predictor = Predictor.load(
+            model,
+            strategy=strategy_of(strategy, tile),
+            device=device,
+            precision=precision,
+            probabilities=probabilities,
+            max_pixels=max_pixels,
+            engine=engine,
+        )
     outcomes: list[Outcome] = []
     try:
         with counting("segmenting", len(pictures)) as progress:
@@ -526,6 +565,65 @@ def demo(
     scores = ", ".join(f"{name} {score:.3f}" for name, score in found["mean_iu"].items())
     print(f"mean IU on held-out scenes: {scores}; {found['minutes']:.1f} minutes")
     print(f"report:  {out / 'report.html'}\nresults: {out / 'results.json'}")
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fullyconv tune runs/x
+  fullyconv tune runs/x --pictures photos/ --size 500x500
+  fullyconv tune runs/x --pictures photos/ --int8 --allow-loss 0.01"""
+)
+def tune(
+    model: Model,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Of the picture that is timed, in pixels.")] = "512x512",
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Your own pictures, to see how far labels agree.  [default: generated ones]"),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise by nncf, too; needs --pictures.")] = False,
+    allow_loss: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Of pixels that may change for speed.  [default: 0.005, never int8]"
+        ),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Find the engine that is fastest here, and use it from now on.
+
+    Measures torch, OpenVINO and ONNX Runtime as far as they are installed, in turn, one process each; says how far
+    their labels agree with float32's, and remembers it all in MODEL/engine/.
+    """
+    from fullyconv.engines import AGREES
+    from fullyconv.tuning import measure
+
+    height, _, width = size.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise ConfigError(f"--size: got {size!r}; expected HxW in pixels, such as 512x512", where="size")
+    tuned = measure(
+        model,
+        size=(int(height), int(width)),
+        pictures=pictures,
+        int8=int8,
+        allow_loss=allow_loss,
+        on_progress=lambda line: print(line, file=sys.stderr),
+    )
+    best = tuned.best()
+    if str(json) != "-":
+        print(f"{size}, labels compared on {tuned.pictures}")
+        for row in tuned.measured:
+            chosen = "  <- taken" if row == best else ""
+            print(f"  {row.engine:<12} {row.precision:<5} {row.milliseconds:9.1f} ms  {row.agreement:8.3%}{chosen}")
+    for row in tuned.measured:
+        if row.precision != "32" and row.agreement < AGREES:
+            does = "taken all the same (--allow-loss)" if tuned.accepts(row) else "not taken"
+            print(
+                f"warning: {row.engine} {row.precision} labels {1 - row.agreement:.2%} of the pixels otherwise than "
+                f"float32; {does}",
+                file=sys.stderr,
+            )
+    _write_json(json, tuned.json())
 
 
 @app.command()

@@ -215,7 +215,7 @@ class HeadConfig(Config):
     classes: int = Field(ge=1, le=65535)
     skips: tuple[SkipConfig, ...] = Field(min_length=1)
     fusion: Literal["sum", "mean", "max"] = "sum"
-    """How skips are joined. mean: skips on one grid (those of several streams) are averaged, then strides are summed."""
+    """How skips are joined. mean: skips on one grid (those of several streams) are averaged, strides summed."""
     upsampling: Upsampling = "fixed"
     """Between skips."""
     last_upsampling: Upsampling = "fixed"

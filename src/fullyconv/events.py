@@ -23,6 +23,8 @@ class Step:
         images_per_s: pictures learnt from a second, over the last steps, without scoring.
         progress: share of the budget that is spent, 0..1.
         seconds_left: estimate, scoring included.
+        seconds: how long the step took.
+        seconds_waiting: of these, until its pictures were there; the rest is computing.
     """
 
     stage: str
@@ -34,6 +36,8 @@ class Step:
     images_per_s: float
     progress: float
     seconds_left: float
+    seconds: float = 0.0
+    seconds_waiting: float = 0.0
 
 
 @dataclass(frozen=True)

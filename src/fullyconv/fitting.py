@@ -15,6 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from itertools import islice
@@ -39,7 +40,19 @@ from fullyconv.losses import sample_patches
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
 from fullyconv.optim import class_weights, rate
-from fullyconv.sampling import DROPOUT, Positions, Samples, Transform, View, batches, choose_crop, evenly, mix, sizes
+from fullyconv.sampling import (
+    DROPOUT,
+    Batch,
+    Positions,
+    Samples,
+    Transform,
+    View,
+    batches,
+    choose_crop,
+    evenly,
+    mix,
+    sizes,
+)
 from fullyconv.transforms import Tensors, TrainTransform
 
 SCORINGS, STEPS_APART = 20, 50
@@ -48,6 +61,8 @@ SAVE_AFTER_S = 600.0
 """A resume point is never older than this, where the settings do not say."""
 REMEMBER_BYTES = 1e9
 """Decoded pictures are kept in memory up to this, where the settings do not say."""
+WAITING, WATCHED = 0.1, 20
+"""More than this share of so many steps spent waiting for pictures calls for more processes that read them."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +178,7 @@ def fit(
     crop = resolve_crop(data, train_data)
     remember = _fit_memory(train_data, val_data) if data.remember is None else data.remember
     workers = _default_workers(learner.device, decoded=remember) if data.workers is None else data.workers
+    most_workers = _most_workers(learner.device) if data.workers is None else workers
     per_step = settings.pictures * settings.accumulate
     yield Said(
         f"{stage}: {len(train_data)} pictures, {crop if isinstance(crop, str) else f'crops of {crop[0]}x{crop[1]}'}, "
@@ -186,18 +202,20 @@ def fit(
     if settings.keep < 1:
         cells = cells_of(model)
         transform = Patches(transform, settings.keep, int(cells.stride), _first_pixel(cells), void)
-    stream = batches(
-        Samples(View(train_data, range(len(train_data)), remember=remember), transform, settings.seed),
-        Positions(start=state.step * per_step, batch=settings.pictures, rank=learner.rank, processes=learner.processes),
-        workers=workers,
-        void=void,
-        fill=fill,
-    )
+    samples = Samples(View(train_data, range(len(train_data)), remember=remember), transform, settings.seed)
+
+    def read(workers: int) -> Iterator[Batch]:
+        start, share = state.step * per_step, {"rank": learner.rank, "processes": learner.processes}
+        positions = Positions(start=start, batch=settings.pictures, **share)
+        return batches(samples, positions, workers=workers, void=void, fill=fill)
+
+    stream = read(workers)
     if val_data is not None:
         drawn = evenly(len(val_data), settings.val_pictures)
         val_data = View(val_data, drawn[learner.rank :: learner.processes], remember=remember)
     watch = alarms.LossWatch(learner.guess, first=state.first_loss, smooth=state.smooth_loss)
     recent_s: deque[float] = deque(maxlen=20)
+    waits: deque[float] = deque(maxlen=WATCHED)
     settled = True  # no step is half done, and the weights are sound
     try:
         learner.train()
@@ -212,7 +230,9 @@ def fit(
                 break
 
             begun = time.monotonic()
-            held = list(islice(stream, settings.accumulate))
+            with _serial():
+                held = list(islice(stream, settings.accumulate))
+            waited_s = time.monotonic() - begun
             factor = rate(settings.schedule, progress=progress, step=state.step, warmup=settings.warmup)
             settled = False
             seed = mix(settings.seed, DROPOUT, state.step)
@@ -222,6 +242,7 @@ def fit(
             diverged = watch.diverged(loss)
             state.first_loss, state.smooth_loss = watch.first, watch.smooth
             recent_s.append(time.monotonic() - begun)
+            waits.append(waited_s / recent_s[-1])
             settled = not diverged
 
             spent = state.progress(budget)
@@ -235,6 +256,8 @@ def fit(
                 images_per_s=per_step * len(recent_s) / sum(recent_s),
                 progress=spent,
                 seconds_left=state.elapsed_s * (1 - spent) / spent,
+                seconds=recent_s[-1],
+                seconds_waiting=waited_s,
             )
             if state.step == 1 and not diverged:
                 if message := watch.bad_start():
@@ -247,6 +270,14 @@ def fit(
                 raise TrainingError(f"{stage}: {message}; {store.kept()}", step=state.step)
             if stopped:
                 raise KeyboardInterrupt(f"{stage}: stopped after step {state.step}; resume to go on from there")
+            if len(waits) == WATCHED and workers < most_workers and (waiting := sum(waits) / WATCHED) > WAITING:
+                workers = min(max(1, 2 * workers), most_workers)
+                stream = read(workers)
+                waits.clear()
+                yield Said(
+                    f"{stage}: {100 * waiting:.0f} % of the time went by waiting for pictures; {workers} "
+                    f"worker{'s' if workers > 1 else ''} from now on"
+                )
     except (GeneratorExit, KeyboardInterrupt):
         if settled:
             list(store.save())
@@ -446,6 +477,27 @@ def _default_workers(device: torch.device, *, decoded: bool) -> int:
     if device.type != "cpu":
         return max(1, min(8, cores - 1))
     return min(4, max(cores // 4, 0 if decoded else 1))
+
+
+def _most_workers(device: torch.device) -> int:
+    """How many there may be where pictures are waited for."""
+    cores = os.cpu_count() or 1
+    return cores if device.type == "cpu" else max(1, cores - 1)
+
+
+@contextmanager
+def _serial() -> Iterator[None]:
+    """One thread for torch, as in the processes that read.
+
+    Transforms are made of operations so small that threads wait for each other longer than they compute, by far where
+    other programs want the cores too.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fit_memory(*data: SegmentationDataset | None) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,13 +167,3 @@ def strategy_of(name: str, tile: int | None) -> Strategy:
     if strategy is not tiled:
         raise ConfigError(f"--tile {tile}: only tiles have a size; add --strategy tiled", where="tile")
     return partial(tiled, tile=tile)
-
-
-def with_standard_input(inputs: Sequence[str]) -> list[str]:
-    """The inputs, with ``-`` replaced by the paths on standard input: one a line, or ended by NUL (find -print0)."""
-    if "-" not in inputs:
-        return list(inputs)
-    data = sys.stdin.buffer.read()
-    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
-    listed = [os.fsdecode(line) for line in lines if line]
-    return [path for given in inputs for path in (listed if given == "-" else [given])]

@@ -5,20 +5,27 @@ from __future__ import annotations
 import glob
 import json
 import os
+import sys
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fullyconv import checkpoint, images
-from fullyconv.errors import ConfigError, FullyConvError
+from fullyconv import images, rasters, records
+from fullyconv.errors import ConfigError, FullyConvError, ImageError
+from fullyconv.quick import QuickPredictor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from fullyconv.inference import Predictor
     from fullyconv.segmentation import Segmentation
+
+
+LARGE = 1 << 25
+"""Pictures of more pixels are not held in memory, but read, segmented and written a row of tiles at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,16 @@ class Outcome:
     area: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     error: str = ""
+
+
+def with_standard_input(inputs: Sequence[str]) -> list[str]:
+    """The inputs, with ``-`` replaced by the paths on standard input: one a line, or ended by NUL (find -print0)."""
+    if "-" not in inputs:
+        return list(inputs)
+    data = sys.stdin.buffer.read()
+    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+    listed = [os.fsdecode(line) for line in lines if line]
+    return [path for given in inputs for path in (listed if given == "-" else [given])]
 
 
 def find_pictures(inputs: Iterable[str | os.PathLike[str]], *, out: Path) -> list[PictureFile]:
@@ -119,7 +136,7 @@ def _walk(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def segment_files(
-    predictor: Predictor,
+    predictor: Predictor | QuickPredictor,
     pictures: Sequence[PictureFile],
     out: Path,
     *,
@@ -131,7 +148,9 @@ def segment_files(
     """Segment files into a folder: ``OUT/{key}.png``, and ``.overlay.jpg`` and ``.npz`` where asked for.
 
     Decoding, computing and encoding overlap. A model with several heads writes ``{key}.{head}.png`` and so on. Each
-    file is written whole or not at all.
+    file is written whole or not at all. A GeoTIFF becomes a GeoTIFF, ``OUT/{key}.tif``, where rasterio is installed; it
+    and pictures of more than `LARGE` pixels come last, by `fullyconv.streaming`, which has a limit of pixels of its own
+    unless the predictor's is below the default. Where more than labels are asked for, all that is done in memory.
 
     Args:
         predictor: made with ``probabilities=True`` where they are asked for.
@@ -155,8 +174,14 @@ def segment_files(
         | ({"probabilities": ".npz"} if probabilities else {})
     )
     heads = {"" if len(predictor.classes) == 1 else f".{head}": head for head in predictor.classes}
+    only_labels = not overlay and not probabilities
+    placed = {p.key for p in pictures if only_labels and rasters.georeferenced(p.path)}
     targets = {
-        p.key: {kind + head: out / f"{p.key}{head}{suffix}" for head in heads for kind, suffix in kinds.items()}
+        p.key: {
+            kind + head: out / f"{p.key}{head}{'.tif' if p.key in placed else suffix}"
+            for head in heads
+            for kind, suffix in kinds.items()
+        }
         for p in pictures
     }
     _refuse_to_harm(pictures, targets, out)
@@ -180,9 +205,18 @@ def segment_files(
         while failed:
             yield failed.pop(0)
 
+    by_rows: list[PictureFile] = []
+
+    def at_once() -> Iterator[Path]:
+        for picture in todo:
+            if picture.key in placed or (only_labels and _is_large(picture.path, predictor)):
+                by_rows.append(picture)
+            else:
+                yield picture.path
+
     writing: deque[Future[Outcome]] = deque()
     with ThreadPoolExecutor(2, thread_name_prefix="write") as writers:
-        pixels = predictor.map((picture.path for picture in todo), batch_size=batch_size, on_error=skip)
+        pixels = predictor.map(at_once(), batch_size=batch_size, on_error=skip)
         for segmentation in pixels:
             writing.append(writers.submit(_write, segmentation, by_source[segmentation.source], overwrite))
             yield from unread()
@@ -192,6 +226,59 @@ def segment_files(
         yield from unread()
         for future in writing:
             yield future.result()
+    for picture in by_rows:
+        yield _stream(predictor, picture.path, targets[picture.key], overwrite)
+
+
+def _is_large(path: Path, predictor: Predictor | QuickPredictor) -> bool:
+    if isinstance(predictor, QuickPredictor):
+        return False  # it takes small ones only, and knows no torch
+    from fullyconv import streaming
+
+    if _tile_of(predictor.strategy) == 0:
+        return False
+    try:
+        height, width = images.read_size(path, max_pixels=streaming.MAX_PIXELS)
+    except ImageError:
+        return False  # `read_image` will say what is wrong
+    return height * width > LARGE
+
+
+def _tile_of(strategy: object) -> int | None:
+    """The tile of a strategy, None where it is to be chosen; 0 where the user wants no tiles, or other ones."""
+    from fullyconv.inference import choose
+    from fullyconv.tiling import tiled
+
+    if isinstance(strategy, partial) and strategy.func is tiled:
+        return strategy.keywords.get("tile")
+    return None if strategy in (choose, tiled) else 0
+
+
+def _stream(predictor: Predictor | QuickPredictor, path: Path, targets: Mapping[str, Path], overwrite: bool) -> Outcome:
+    from fullyconv import streaming
+
+    assert not isinstance(predictor, QuickPredictor)
+    heads = {kind: kind.removeprefix("labels").removeprefix(".") for kind in targets}
+    only = next(iter(predictor.classes))
+    wanted = {heads[kind] or only: target for kind, target in targets.items() if overwrite or not target.exists()}
+    limit = predictor.max_pixels
+    try:
+        for target in wanted.values():
+            target.parent.mkdir(parents=True, exist_ok=True)
+        result = streaming.segment_raster(
+            predictor,
+            path,
+            wanted,
+            tile=_tile_of(predictor.strategy) or None,
+            max_pixels=limit if limit < images.MAX_PIXELS else max(limit, streaming.MAX_PIXELS),
+        )
+    except (OSError, FullyConvError) as error:
+        return Outcome(path, "failed", error=str(error))
+    area = {
+        head: {n: shares[n] for n in sorted(shares, key=lambda n: -shares[n]) if shares[n]}
+        for head, shares in result.area.items()
+    }
+    return Outcome(path, "done", outputs=dict(targets), size=result.size, area=area, notes=result.notes)
 
 
 def _refuse_to_harm(pictures: Sequence[PictureFile], targets: Mapping[str, Mapping[str, Path]], out: Path) -> None:
@@ -235,7 +322,9 @@ def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: b
     )
 
 
-def write_results(predictor: Predictor, outcomes: Sequence[Outcome], out: Path, *, settings: Mapping[str, Any]) -> Path:
+def write_results(
+    predictor: Predictor | QuickPredictor, outcomes: Sequence[Outcome], out: Path, *, settings: Mapping[str, Any]
+) -> Path:
     """Write ``results.json``, what became of each picture, and ``classes.json``, what the ids in the PNGs mean.
 
     ``classes.json`` has the form that the folder dataset reads, one file a head where there are several. What an
@@ -249,7 +338,7 @@ def write_results(predictor: Predictor, outcomes: Sequence[Outcome], out: Path, 
     earlier = _earlier(path)
     for head, table in predictor.classes.items():
         name = "classes.json" if len(predictor.classes) == 1 else f"classes.{head}.json"
-        checkpoint.write_json(out / name, [entry.model_dump(mode="json") for entry in table.entries])
+        records.write_json(out / name, [entry.model_dump(mode="json") for entry in table.entries])
     files = []
     named = {os.fspath(outcome.path) for outcome in outcomes}
     files += [record for source, record in earlier.items() if source not in named]
@@ -268,7 +357,7 @@ def write_results(predictor: Predictor, outcomes: Sequence[Outcome], out: Path, 
         files.append(record)
     counts = Counter(outcome.status for outcome in outcomes)
     totals = {status: counts[status] for status in ("done", "kept", "failed")}
-    checkpoint.write_json(path, {**settings, **totals, "files": files})
+    records.write_json(path, {**settings, **totals, "files": files})
     return path
 
 

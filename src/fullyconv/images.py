@@ -269,7 +269,9 @@ def write_labels(path: str | PathLike[str], indices: Array, classes: Classes) ->
         raise ImageError(path, f"{indices[bad][0]} is no channel of {len(used)} classes, nor void ({classes.void})")
     if void in used and is_void.any():
         raise ImageError(path, f"{int(is_void.sum())} void pixels, but {void} is the id of a class; add a void class")
-    ids = np.where(is_void, void, used[np.where(is_void, 0, indices)])
+    id_of = np.zeros(max(classes.void, len(used)) + 1, np.uint16)
+    id_of[: len(used)], id_of[classes.void] = used, void
+    ids = id_of[indices]
     if max(used.max(), void) > 255:
         image = Image.fromarray(ids.astype(np.uint16))
     else:

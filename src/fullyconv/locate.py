@@ -308,7 +308,7 @@ def _view(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: di
 def _volume_pool(
     mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
 ) -> Where:
-    """A pool over channels alone, as in torch's local response normalisation, leaves rows and columns where they are."""
+    """A pool over channels alone, as in torch's local response normalisation, moves no rows or columns."""
     place, kernel = places[0], args[1]
     stride = _argument(args, kwargs, 2, "stride", None) or kernel
     if isinstance(place, Place) and any((kernel[axis], stride[axis]) != (1, 1) for axis in place.axes):

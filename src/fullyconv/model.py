@@ -21,7 +21,6 @@ from fullyconv.geometry import Grid, Pixels
 from fullyconv.lookup import lookup
 from fullyconv.upsample import Border, Interpolate, Nearest, Steps, Upsample, transposed_geometry
 
-
 RESOLUTIONS = {"half": Fraction(1, 2), "equal": Fraction(1), "double": Fraction(2)}
 """Logits to a pixel, along one axis."""
 

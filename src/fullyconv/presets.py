@@ -50,7 +50,7 @@ def fcn(
         context: channels of a context block before the coarsest score; 0 for none, as in the paper. None: none where
             the backbone has hidden linear layers (VGG's fc6 and fc7) or is the paper's GoogLeNet, else 256.
         upsampling: between skips: "fixed", or "learned" from bilinear on (paper, section 4.2).
-        at_once: scale each skip's map by a hundredth of the one before, 1e-2 and 1e-4 on VGG16: which brings maps, whose
+        at_once: scale each skip's map by a hundredth of the one before, 1e-2 and 1e-4 on VGG16: this brings maps, whose
             numbers grow towards the finer taps, to one range, and so all can learn at once (PAMI, section 4.3).
         dropout: before every score layer, on top of the classifier's own.
 

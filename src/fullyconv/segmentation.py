@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from fullyconv import dense, images
+from fullyconv import images
 from fullyconv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,9 +32,10 @@ class ScoreMap:
     upsample: Upsampling
     size: tuple[int, int]
 
-    @torch.no_grad()
     def probability_bands(self) -> Iterator[npt.NDArray[np.float16]]:
         """Softmax at full resolution from top to bottom, (rows, W, K) float16, never held whole."""
+        from fullyconv import dense  # brings torch, which `fullyconv.quick` does without
+
         for band in dense.probabilities_bands(self.scores, self.upsample, self.size):
             yield band[0].permute(1, 2, 0).half().cpu().numpy()
 

@@ -1,0 +1,53 @@
+"""JSON files of ours: read with one clear error, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fullyconv.errors import CheckpointError
+
+
+def read_json(path: str | PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; expected a folder that fullyconv wrote") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def write_json(path: str | PathLike[str], data: Any) -> Path:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        CheckpointError: the disk is full, the place read-only or the like.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        flush(beside)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
