@@ -3,11 +3,15 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 BIN := .venv/bin
 
-.PHONY: demo test check format lock clean
+.PHONY: demo bench test check format lock clean
 
 # The story of the paper in one run: a classifier, its heat map, FCN-32s, 16s, 8s, and a report to look at.
 demo: .venv/ready
 	$(BIN)/fullyconv demo --out runs/demo
+
+# Speed and memory beside what others do, in quarter of an hour; writes docs/performance.md.
+bench: .venv/ready
+	$(BIN)/python benchmarks/run.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -37,4 +41,4 @@ lock: .venv/ready
 		--no-annotate --no-header --no-emit-index-url --quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .bench-venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -575,13 +575,13 @@ def test_a_stage_starts_from_the_best_of_the_one_before(tmp_path: Path) -> None:
 
 
 def test_a_finer_net_predicts_what_the_coarser_one_did_before_it_learns() -> None:
-    from fullyconv.postconditions import _revive
+    from fullyconv.postconditions import revive
     from fullyconv.transplant import transplant
 
     for geometry in ("same", "pad100"):
         coarse = build(fcn(32, "tinyvgg", 5, weights=None, context=0, geometry=geometry)).double().eval()
         with torch.no_grad():
-            _revive(coarse, 255 * torch.rand(2, 3, 96, 96, dtype=torch.float64))
+            revive(coarse, 255 * torch.rand(2, 3, 96, 96, dtype=torch.float64))
         fine = build(fcn(16, "tinyvgg", 5, weights=None, context=0, geometry=geometry)).double().eval()
         transplant(coarse.state_dict(), fine)
         image = 255 * torch.rand(1, 3, 160, 192, dtype=torch.float64)

@@ -184,6 +184,7 @@ def train(
     from fullyconv.flags import adjusted, recipe_of
     from fullyconv.runs import holds_run
     from fullyconv.training import train
+    from fullyconv.tuning import tune as set_allocator
 
     given = {name for name in context.params if _is_given(context, name)}
     named = f"{Path(data or '').name or dataset}-{backbone.replace('/', '-')}" if recipe is None else recipe.stem
@@ -199,6 +200,7 @@ def train(
         raise ConfigError("DATA is missing: name a folder of pictures and labels, or a --recipe", where="data")
     else:
         settings = Recipe.parse(recipe_of(context.params))
+    set_allocator()
     try:
         with TrainingDisplay() as display:
             train(settings, out=folder, resume=resume, on_event=display, check=not no_check)
@@ -559,7 +561,9 @@ def demo(
     """
     from fullyconv.demo import demo as run
     from fullyconv.display import TrainingDisplay
+    from fullyconv.tuning import tune as set_allocator
 
+    set_allocator()
     with TrainingDisplay() as display:
         found = run(out, on_event=display)
     scores = ", ".join(f"{name} {score:.3f}" for name, score in found["mean_iu"].items())

@@ -291,7 +291,7 @@ class DataConfig(Config):
     shift: int = Field(default=0, ge=0)
     """The paper's translation jitter, in pixels (it used 32); only without a crop."""
     workers: int | None = Field(default=None, ge=0)
-    """Processes that read pictures; None: chosen by the number of cores."""
+    """Processes that read pictures; None: by the number of cores, and more where pictures are waited for."""
     remember: bool | None = None
     """Keep decoded pictures in memory; None: when they take less than a gigabyte."""
 

@@ -4,7 +4,7 @@ A score map is 1/s of the picture's height and width, so upsampled whole it woul
 be reduced to one label or one loss a pixel. Fixed upsampling is linear and separable, ``A_h X A_w^T``, so any block of
 pixels is two products of small matrices with the few cells that it lies on. Here pixels are made block by block, small
 enough for the cache, and are gone before the next: faster than the plain way, the more so the more classes, in the
-memory of a few blocks and of a score map as wide as they are (``benchmarks/dense_tail.py``). On the CPU a compiled
+memory of a few blocks and of a score map as wide as they are (``benchmarks/loss.py``). On the CPU a compiled
 kernel (`fullyconv.native`), where it was built, does what ends in one label or number a pixel, many times as fast
 again (``benchmarks/tail.py``).
 

@@ -87,8 +87,10 @@ class TrainingDisplay:
         if task is None:
             task = self.tasks[step.stage] = self.progress.add_task(step.stage, total=1.0, state="")
             self.mean_iu = ""
+        stalls = step.seconds_waiting > 0.1 * step.seconds
+        waits = f"  {step.seconds_waiting / step.seconds:.0%} waiting for pictures" if stalls else ""
         state = (
-            f"step {step.step}  loss {step.loss:.3f} a pixel  {step.images_per_s:.1f} images/s"
+            f"step {step.step}  loss {step.loss:.3f} a pixel  {step.images_per_s:.1f} images/s{waits}"
             f"{self.mean_iu}  {duration(step.seconds_left)} left"
         )
         self.progress.update(task, completed=step.progress, state=state)

@@ -1,0 +1,111 @@
+"""What do upsampling and cross-entropy cost, forward and backward, in time and in memory?
+
+    python benchmarks/loss.py [--threads 2] [--rounds 7] [--quick]
+
+`F.interpolate` and `F.cross_entropy` against `fullyconv.dense.cross_entropy`, of random score maps at stride 8, one
+pixel in twenty void. Each competitor has a process of its own; they take turns. Medians, ratios, the memory added at
+the peak of a first call, and how far the gradients are apart (refused beyond 1e-5 of the largest) are printed and
+written to ``benchmarks/results/loss.json``. The limit is the time that only reading labels and scores and writing the
+gradient would take, at the rate of ``ceiling.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from common import Turns, ceiling, take_turns, write
+from torch import Tensor
+
+from fullyconv import dense
+from fullyconv.geometry import Grid
+from fullyconv.upsample import Upsample
+
+STRIDE, VOID = 8, 255
+CASES = [(150, 4, 512, 512), (21, 4, 320, 320)]
+"""Classes, pictures, height, width."""
+CLOSE = 1e-5
+
+Case = tuple[int, int, int, int]
+
+
+def make(name: str, case: Case) -> Callable[[], object]:
+    """A call computes the loss and gives its gradient as NumPy's array."""
+    classes, pictures, height, width = case
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(pictures, classes, height // STRIDE, width // STRIDE, generator=generator).requires_grad_()
+    labels = torch.randint(0, classes, (pictures, height, width), generator=generator)
+    labels[:, : height // 20] = VOID
+    upsample = Upsample(Grid().conv(STRIDE, stride=STRIDE), Grid(), classes)
+
+    def run(scores: Tensor = scores, labels: Tensor = labels) -> object:
+        scores.grad = None
+        if name == "plain":
+            logits = F.interpolate(scores, labels.shape[1:], mode="bilinear")
+            F.cross_entropy(logits, labels, ignore_index=VOID).backward()
+        else:
+            dense.cross_entropy(scores, upsample, labels, void=VOID).backward()
+        assert scores.grad is not None
+        return scores.grad.numpy()
+
+    small = torch.randn(1, classes, 4, 4, generator=generator).requires_grad_()
+    run(small, labels[:1, -32:, :32])  # so that libraries and threads are there
+    return run
+
+
+def apart(found: dict[str, Turns]) -> float:
+    """The largest difference of the gradients, as a share of the largest gradient."""
+    plain, ours = found["plain"].sent, found["dense"].sent
+    return float(abs(plain - ours).max() / abs(plain).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="three rounds")
+    options = parser.parse_args()
+    copy = ceiling().get("copy", float("nan"))
+    rows = []
+    print(f"{'classes, pictures':22} {'':7} {'ms':>8} {'ratio':>7} {'peak MB':>8} {'limit, ms':>10} {'gradients':>10}")
+    for case in CASES:
+        classes, pictures, height, width = case
+        found = take_turns(
+            {name: partial(make, name, case) for name in ("plain", "dense")},
+            threads=options.threads,
+            rounds=3 if options.quick else options.rounds,
+            send=True,
+        )
+        difference = apart(found)
+        limit = pictures * height * width * (8 + 2 * 4 * classes / STRIDE**2) / copy / 1e6
+        first = found["plain"].median_ms
+        for name, turns in found.items():
+            text = f"{classes}, {pictures}x{height}x{width}" if name == "plain" else ""
+            print(
+                f"{text:22} {name:7} {turns.median_ms:8.1f} {first / turns.median_ms:6.1f}x {turns.peak_mb:8.0f}"
+                f" {limit:10.1f} {difference:10.0e}",
+                flush=True,
+            )
+        rows.append(
+            {
+                "classes": classes,
+                "pictures": pictures,
+                "height": height,
+                "width": width,
+                "ms": {name: turns.median_ms for name, turns in found.items()},
+                "peak_mb": {name: turns.peak_mb for name, turns in found.items()},
+                "limit_ms": limit,
+                "gradients_apart": difference,
+            }
+        )
+        if not difference < CLOSE:
+            raise SystemExit(f"gradients: {difference:.1e} apart; expected at most {CLOSE:.0e}")
+    write("loss", options.threads, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
