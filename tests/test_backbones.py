@@ -455,6 +455,25 @@ def test_taps_of_a_classifier_of_ones_own_can_be_named() -> None:
     assert [(name, int(tap.grid.stride)) for name, tap in made.taps.items()] == [("early", 2), ("late", 4)]
 
 
+@pytest.mark.parametrize("geometry", ["same", "pad100"])
+@pytest.mark.parametrize("name", ["caffenet", "vgg16", "bvlc_googlenet"])
+def test_the_papers_nets_have_their_taps_without_pools_too(name: str, geometry: Geometry) -> None:
+    with torch.device("meta"):
+        pooled, convolved = (backbone(name, geometry=geometry, pools=pools) for pools in ("keep", "convolution"))
+    grids = {tap: of.grid for tap, of in describe(name).taps.items()}
+    if geometry == "same":
+        assert {tap: of.grid for tap, of in convolved.taps.items()} == grids
+    assert {tap: of.grid for tap, of in convolved.taps.items()} == {tap: of.grid for tap, of in pooled.taps.items()}
+    inside = [m for m in convolved.modules() if isinstance(m, nn.MaxPool2d) and m.stride != 1]
+    assert not inside
+
+
+def test_a_tap_on_no_module_is_told_with_near_names() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 256, 5))
+    with pytest.raises(UnknownName, match="no module to tap '9'"):
+        backbone(net, image_size=32, taps={"late": "9"})
+
+
 def test_torchvisions_trained_head_is_kept_whole() -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=4).eval()

@@ -6,6 +6,7 @@ measured from the net, never typed in. ``timm/<name>`` needs no line. An object 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import urllib.error
@@ -216,11 +217,11 @@ BACKBONES: Mapping[str, Spec] = {
         pool="drop",
         context=0,
         taps={
-            "conv1": "conv1",
+            "conv1": "relu1",
             "pool1": "pool1",
-            "inception_3b": "inception_3b",
-            "inception_4e": "inception_4e",
-            "inception_5b": "inception_5b",
+            "inception_3b": "inception_3b.output",
+            "inception_4e": "inception_4e.output",
+            "inception_5b": "inception_5b.output",
         },
     ),
     "alexnet": Spec(
@@ -445,12 +446,15 @@ def _gives_cells(trunk: nn.Module, channels: int, side: int) -> bool:
 
 def _node_of(dense: torch.fx.GraphModule, path: str) -> str:
     """The last node of a module: its own, or, where it was traced through, the last that lies in it."""
-    inside = [
+    inside: list[str] = [
         node.name
         for node in dense.graph.nodes
         if str(node.target) == path or path in (name for name, _ in node.meta.get("nn_module_stack", {}).values())
     ]
-    return inside[-1] if inside else path.replace(".", "_")
+    if not inside:
+        modules = [str(node.target) for node in dense.graph.nodes if node.op == "call_module"]
+        raise UnknownName("module to tap", path, difflib.get_close_matches(path, modules, n=3), modules[:20])
+    return inside[-1]
 
 
 def _first_padding(dense: torch.fx.GraphModule) -> int:
@@ -553,8 +557,6 @@ def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Bac
     import timm
 
     if not timm.is_model(name.split(".")[0]):
-        import difflib
-
         known = timm.list_models()
         raise UnknownName("timm model", name, difflib.get_close_matches(name, known, n=3), known[:20])
     try:

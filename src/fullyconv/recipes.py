@@ -9,8 +9,12 @@ import torch
 
 from fullyconv.building import build
 from fullyconv.config import FitConfig, ModelConfig, Published, Recipe, Stage
+from fullyconv.errors import ConfigError, FullyConvError
 from fullyconv.model import FCN
 from fullyconv.rates import PICTURE, Rate, learning
+
+SIZES = {"siftflow": (256, 256)}
+"""(height, width) of all pictures, in data sets that have but one size."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ class RecipeReport:
         """For reading in a terminal."""
         lines = [f"{self.name}: {len(self.stages)} stage{'s' if len(self.stages) > 1 else ''}"]
         for stage in self.stages:
-            lines += ["", stage.name, *(f"  {name:<12}{said}" for name, said in _lines(stage))]
+            said_of = _lines(stage)
+            width = max(12, 2 + max(len(name) for name, _ in said_of))
+            lines += ["", stage.name, *(f"  {name:<{width}}{said}" for name, said in said_of)]
         if self.published:
             lines += ["", "published"]
             for entry in self.published:
@@ -136,8 +142,11 @@ def explain(recipe: Recipe) -> RecipeReport:
 
 def _stage(stage: Stage, *, first: bool) -> StageReport:
     model, fit = stage.model, stage.fit
-    with torch.device("meta"):
-        net = build(model, weights=False)
+    try:
+        with torch.device("meta"):
+            net = build(model, weights=False)
+    except FullyConvError as error:
+        raise ConfigError(f"stage '{stage.name}': {error}", where="stages") from None
     budget = {name: getattr(fit, name) for name in ("epochs", "steps", "minutes")}
     return StageReport(
         name=stage.name,
@@ -159,7 +168,7 @@ def _stage(stage: Stage, *, first: bool) -> StageReport:
         momentum=fit.momentum,
         loss=fit.loss,
         reduction=fit.reduction,
-        rate=_rate(fit, stage.data.crop),
+        rate=_rate(fit, stage.data.crop if isinstance(stage.data.crop, tuple) else SIZES.get(stage.data.name)),
         weight_decay=fit.weight_decay,
         schedule=fit.schedule,
         warmup=fit.warmup,
@@ -182,8 +191,8 @@ def _heads(model: ModelConfig, net: FCN) -> dict[str, HeadReport]:
     }
 
 
-def _rate(fit: FitConfig, crop: tuple[int, int] | str | None) -> RateReport:
-    picture = crop if isinstance(crop, tuple) else PICTURE
+def _rate(fit: FitConfig, size: tuple[int, int] | None) -> RateReport:
+    picture = size or PICTURE
     # Of an enlarged batch as many pixels count as of the batch that is enlarged.
     pixels = fit.batch * fit.accumulate * picture[0] * picture[1]
     rate = Rate(fit.lr, fit.reduction, momentum=fit.momentum, pixels=pixels)
@@ -195,7 +204,7 @@ def _rate(fit: FitConfig, crop: tuple[int, int] | str | None) -> RateReport:
         long_run=rate.long_run if felt else None,
         pixels=pixels,
         picture=picture,
-        nominal=not isinstance(crop, tuple),
+        nominal=size is None,
         biases=2.0 if felt else 1.0,
         backbone=fit.backbone_lr,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -92,6 +93,7 @@ def train(
             if run is not None:
                 run.rewind(stage.name)
             model = _start(stage, train_data, done, backbone, tell)
+            gc.collect()
             provenance = {
                 "recipe": recipe.name,
                 "data": stage.data.root,
@@ -117,8 +119,9 @@ def train(
                 with closing(events):
                     for event in events:
                         tell(event)
-            # Large nets had better not lie in memory twice.
+            # Large nets had better not lie in memory twice; their graphs are circles, which only the collector finds.
             del events, model
+            gc.collect()
         kept = place / ("best" if (place / "best").exists() else "last")
         done[stage.name] = kept
         best = checkpoint.load(kept, backbone=backbone)
