@@ -111,7 +111,7 @@ class RecipeReport:
         lines = [f"{self.name}: {len(self.stages)} stage{'s' if len(self.stages) > 1 else ''}"]
         for stage in self.stages:
             said_of = _lines(stage)
-            width = max(12, 2 + max(len(name) for name, _ in said_of))
+            width = max(12, *(len(name) + 1 for name, _ in said_of))
             lines += ["", stage.name, *(f"  {name:<{width}}{said}" for name, said in said_of)]
         if self.published:
             lines += ["", "published"]
