@@ -148,12 +148,9 @@ class Upsample(nn.Module):
         entries that are not zero, and they sum to 1 where no zeros lie beyond the border.
         """
         stop = pixels if stop is None else stop
-        at = self.places(cells, pixels, torch.arange(start, stop, device=device, dtype=torch.float64))
+        low, high_share = self._shares(cells, pixels, torch.arange(start, stop, device=device, dtype=torch.float64))
+        high_share = high_share.to(dtype)
         # One cell more at either end takes what falls beyond.
-        if self.border == "edge":
-            at = at.clamp(0, cells - 1)
-        low = at.clamp(-1, cells).floor()
-        high_share = (at - low).clamp(0, 1).to(dtype)
         index = low.long()[:, None] + 1
         matrix = torch.zeros(stop - start, cells + 3, device=device, dtype=dtype)
         matrix.scatter_(1, index, (1 - high_share)[:, None])
@@ -165,12 +162,17 @@ class Upsample(nn.Module):
 
         A pixel is ``lower`` of cell ``index`` and ``upper`` of the next. Cells that are not there are zeros.
         """
-        at = self.places(cells, pixels, torch.arange(pixels, dtype=torch.float64))
+        low, upper = self._shares(cells, pixels, torch.arange(pixels, dtype=torch.float64))
+        upper = upper.float()
+        return low.int(), 1 - upper, upper
+
+    def _shares(self, cells: int, pixels: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The lower of the two cells that each row lies between, and the share of the upper; both float64."""
+        at = self.places(cells, pixels, rows)
         if self.border == "edge":
             at = at.clamp(0, cells - 1)
         low = at.clamp(-1, cells).floor()
-        upper = (at - low).clamp(0, 1).float()
-        return low.int(), 1 - upper, upper
+        return low, (at - low).clamp(0, 1)
 
     def forward(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, K, h, w) -> (B, K, H, W), computed in float32 at least, whatever autocast says."""
@@ -253,7 +255,7 @@ class Steps(nn.Module):
         # Where a kernel of 4 taps a step, which puts two cells evenly about each, leads to the target's cells, take it;
         # else 3 taps, which keep each cell and put one half way to the next.
         apart = (target.offset - source.offset) / target.stride
-        taps = 3 if apart.denominator == 1 else 4
+        self._taps = taps = 3 if apart.denominator == 1 else 4
         steps: list[Upsample] = []
         grid = source
         while grid.stride > 2 * target.stride:
@@ -274,9 +276,7 @@ class Steps(nn.Module):
 
     def _cells(self, cells: int) -> int:
         """Cells after one step that is not the last."""
-        apart = (self.target.offset - self.source.offset) / self.target.stride
-        taps = 3 if apart.denominator == 1 else 4
-        return 2 * (cells - 1) + taps if self.border == "zero" else 2 * cells
+        return 2 * (cells - 1) + self._taps if self.border == "zero" else 2 * cells
 
     def matrix(
         self,
