@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torchfcn import TorchFCN8s
 
 import fullyconv
 from fullyconv import Predictor, __version__, engines, presets
@@ -41,47 +41,13 @@ CASES = {
 }
 
 
-class TorchFCN8s(nn.Module):
-    """FCN-8s as torchfcn builds it: conv1_1 pads by 100, fc6 by none, scores are cropped by 5, 9 and 31."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        blocks, channels = [], 3
-        for block, (width, depth) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
-            layers: list[nn.Module] = []
-            for i in range(depth):
-                layers += [nn.Conv2d(channels, width, 3, padding=100 if block == i == 0 else 1), nn.ReLU(inplace=True)]
-                channels = width
-            blocks.append(nn.Sequential(*layers, nn.MaxPool2d(2, stride=2, ceil_mode=True)))
-        self.blocks = nn.ModuleList(blocks)
-        self.fc = nn.Sequential(
-            nn.Conv2d(512, 4096, 7), nn.ReLU(inplace=True), nn.Dropout2d(),
-            nn.Conv2d(4096, 4096, 1), nn.ReLU(inplace=True), nn.Dropout2d(),
-        )  # fmt: skip
-        self.scores = nn.ModuleList([nn.Conv2d(n, CLASSES, 1) for n in (4096, 512, 256)])
-        self.ups = nn.ModuleList([nn.ConvTranspose2d(CLASSES, CLASSES, 2 * f, stride=f, bias=False) for f in (2, 2, 8)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        maps = []
-        for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        total = self.ups[0](self.scores[0](self.fc(x)))
-        for i, (tap, crop) in enumerate(((3, 5), (2, 9)), start=1):
-            skip = self.scores[i](maps[tap])[:, :, crop : crop + total.shape[2], crop : crop + total.shape[3]]
-            total = self.ups[i](total + skip)
-        cut: Tensor = total[:, :, 31 : 31 + height, 31 : 31 + width]
-        return cut
-
-
 def competitor(name: str, backbone: str, side: int, folder: str) -> Callable[[], object]:
     picture = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8).numpy()
     if name.endswith("eager 32"):
         import torchvision
 
         net = (
-            TorchFCN8s()
+            TorchFCN8s(CLASSES)
             if name.startswith("torchfcn")
             else torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
         )
@@ -91,7 +57,7 @@ def competitor(name: str, backbone: str, side: int, folder: str) -> Callable[[],
         def eager() -> object:
             image = (torch.from_numpy(picture).permute(2, 0, 1)[None].float() - 115) / 58
             logits = net(image)
-            return (logits if isinstance(logits, Tensor) else logits["out"]).argmax(1).numpy()
+            return (logits if isinstance(logits, torch.Tensor) else logits["out"]).argmax(1).numpy()
 
         return eager
     if name == "lraspp openvino bf16":

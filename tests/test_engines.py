@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 import torch
 from exported import lively, picture, tuned_folder
-from torch import nn
 
 from fullyconv import Predictor, checkpoint, engines
 from fullyconv.engines import Measured, Tuned
 from fullyconv.errors import CheckpointError, ConfigError
-from fullyconv.frozen import PackedConv2d, freeze
-from fullyconv.postconditions import revive
 from fullyconv.runners import Driven, runner
 
 ENGINES = ("onnxruntime", "openvino")
@@ -30,35 +27,6 @@ def needs(engine: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     needs("onnxruntime")
     return tuned_folder(tmp_path_factory.mktemp("tuned") / "model", "onnxruntime")
-
-
-@pytest.mark.parametrize("backbone", ["tinyvgg", "resnet18", "squeezenet1_1"])
-@pytest.mark.parametrize("geometry", ["same", "pad100"])
-def test_a_frozen_model_gives_the_scores_of_the_model(backbone: str, geometry: str) -> None:
-    model = lively(backbone, geometry=geometry)
-    images = torch.rand(2, 3, 70, 90) * 255
-    with torch.no_grad():
-        revive(model.backbone, model.preprocess(images))
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        frozen = freeze(model.eval(), bf16=False)
-        want, got = (net.score_maps(images)["out"] for net in (model, frozen))
-    assert float((want - got).abs().max()) < 1e-4 * float(want.abs().max())
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in frozen.modules())
-    # The model is as it was, and can still be trained.
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not any(isinstance(layer, PackedConv2d) for layer in model.modules())
-
-
-def test_bf16_computes_what_autocast_computes() -> None:
-    model = lively("tinyvgg")
-    images = torch.rand(1, 3, 70, 90) * 255
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        revive(model.backbone, model.preprocess(images.repeat(2, 1, 1, 1)))
-        want, got = (net.score_maps(images)["out"] for net in (model.eval(), freeze(model, bf16=True)))
-    assert float((want - got).abs().max()) < 0.05 * float(want.abs().max())
-    assert float((want - got).abs().max()) > 0
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -59,7 +59,6 @@ LAYERS = (
         "optim",
         "sampling",
         "segmentation",
-        "frozen",
         "exporters",
         "exporters.onnx",
         "exporters.openvino",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fullyconv import Predictor, engines, native
 from fullyconv.errors import CheckpointError
-from fullyconv.quick import MOST_PICTURES, VERSION, open_quick
+from fullyconv.quick import MOST_PICTURES, open_quick
 
 RUN = """
 import sys
@@ -96,7 +96,3 @@ def test_a_damaged_record_is_an_error_and_not_a_slow_start(folder: Path, tmp_pat
     (copy / engines.FOLDER / "tuned.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tuned\.json"):
         open_quick(copy, [])
-
-
-def test_it_calls_the_library_that_is_there() -> None:
-    assert native.VERSION == VERSION

@@ -94,7 +94,7 @@ class Predictor:
         precision: "auto", "32" or "bf16"; see `autocast`.
         probabilities: keep the score maps, so that `Segmentation.probabilities` can be asked for.
         max_pixels: files that declare more are refused before they are decoded.
-        engine: what computes score maps: "torch" (a copy of the model, prepared as it is now), "openvino" or
+        engine: what computes score maps: "torch" (the model itself), "openvino" or
             "onnxruntime", or "auto", what ``fullyconv tune`` found for the folder; see `fullyconv.runners.runner`.
         folder: that the model was loaded from, if any, where ``fullyconv tune`` puts what it found.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fullyconv import engines, images, rasters
+from fullyconv import engines, images, native, rasters
 from fullyconv.engines import Engine, Float, HeadInfo, TrunkInfo
 from fullyconv.errors import FullyConvError
 from fullyconv.segmentation import Segmentation
@@ -25,13 +24,6 @@ MOST_PIXELS = 1024 * 1024
 """Of a picture: up to there no strategy but `fullyconv.inference.whole` is ever chosen."""
 MOST_PICTURES = 16
 """Beyond, torch is loaded in less time than reading ahead in threads gains."""
-LIBRARY = (
-    Path(__file__).parent
-    / "native"
-    / {"win32": "_kernel.dll", "darwin": "_kernel.dylib"}.get(sys.platform, "_kernel.so")
-)
-VERSION = 1
-"""Of the library's functions, as in `fullyconv.native`, which imports torch."""
 
 
 class QuickPredictor:
@@ -106,7 +98,7 @@ def open_quick(
         return None
     tuned = engines.read_tuned(model)
     best = None if tuned is None else tuned.best(precision)
-    library = _kernel()
+    library = native.kernel().library
     if best is None or best.engine == "torch" or engine not in ("auto", best.engine) or library is None:
         return None
     trunk = TrunkInfo.read((folder / best.file).with_suffix(".json"))
@@ -141,16 +133,6 @@ def argmax(library: ctypes.CDLL, scores: Float, head: HeadInfo, size: tuple[int,
     if failed:
         raise MemoryError("no memory for a few rows of scores")
     return labels.astype(np.uint16) if wide else labels.astype(np.uint8, copy=False)
-
-
-def _kernel() -> ctypes.CDLL | None:
-    if os.environ.get("FULLYCONV_NATIVE", "1") == "0" or not LIBRARY.exists():
-        return None
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
-        return None
-    return library if library.fullyconv_version() == VERSION else None
 
 
 def _pixels(path: str | os.PathLike[str], max_pixels: int) -> int:

@@ -1,4 +1,4 @@
-"""The same model with score maps from another engine: torch prepared for inference, OpenVINO or ONNX Runtime."""
+"""The same model with score maps from another engine: OpenVINO or ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fullyconv import engines
-from fullyconv.devices import computes_bf16, device_of
+from fullyconv.devices import device_of
 from fullyconv.engines import Engine
 from fullyconv.errors import ConfigError
 from fullyconv.exporters import export
-from fullyconv.frozen import freeze
 from fullyconv.model import FCN
 
 
@@ -37,7 +36,7 @@ class Driven(FCN):
 
 
 def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os.PathLike[str] | None = None) -> FCN:
-    """A model that gives the same score maps, faster.
+    """A model that gives the same score maps by another engine; with torch, the model itself.
 
     Args:
         model: in eval mode, on the device where it is to run; stays as it was.
@@ -62,7 +61,7 @@ def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os
             trunk = trunk.with_name(best.file)
         engine = "torch" if engine == "auto" else engine
     if engine == "torch":
-        return freeze(model, bf16=precision == "bf16" or (precision == "auto" and computes_bf16(device_of(model))))
+        return model
     if not on_cpu:
         raise ConfigError(f"engine: {engine} runs on the CPU; expected device cpu, or engine torch", where="engine")
     if folder is not None and trunk is not None and trunk.exists():

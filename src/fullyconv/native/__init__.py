@@ -2,7 +2,7 @@
 
 The library is compiled when the package is built (``hatch_build.py``) and knows nothing of Python or torch. Where it is
 not there, `fullyconv.dense` does the same in plain torch, slower. ``FULLYCONV_NATIVE=0`` in the environment, read at
-the first use, switches it off.
+the first use, switches it off. Nor is torch imported here before tensors come in, for `fullyconv.quick` has none.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Taps = tuple[Tensor, Tensor, Tensor]
+    """Of the pixels of an axis: (index int32, lower, upper float32), each is ``lower`` of cell ``index`` and ``upper``
+    of the next. Cells that are not there are zeros. Weights are 0 or more, the two sum to 1."""
 
 VERSION = 1
 """Of the library's functions, as ``fullyconv_version`` in ``kernel.cpp``."""
 
 LIBRARY = Path(__file__).parent / {"win32": "_kernel.dll", "darwin": "_kernel.dylib"}.get(sys.platform, "_kernel.so")
-
-Taps = tuple[Tensor, Tensor, Tensor]
-"""Of the pixels of an axis: (index int32, lower, upper float32), each is ``lower`` of cell ``index`` and ``upper`` of
-the next. Cells that are not there are zeros. Weights are 0 or more, the two sum to 1."""
 
 
 class Kernel(NamedTuple):
@@ -69,6 +69,8 @@ def describe() -> str:
     found = kernel()
     if found.library is None:
         return f"native kernel: {found.reason}; torch is used"
+    import torch
+
     threads = torch.get_num_threads()
     return f"native kernel: {found.targets[0]}, {threads} {'thread' if threads == 1 else 'threads'}"
 
@@ -99,6 +101,8 @@ def reduce(
     Raises:
         MemoryError: no room for a few rows of cells to each thread.
     """
+    import torch
+
     library, targets, _ = kernel()
     assert library is not None
     values = entropy if probability is None else probability
