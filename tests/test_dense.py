@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fullyconv import dense, losses
+from fullyconv import dense, devices, losses
 from fullyconv.config import Upsampling as Kernel
 from fullyconv.geometry import Grid
 from fullyconv.upsample import Border, Steps, Upsample
@@ -356,7 +356,7 @@ def test_threads_change_nothing_but_rounding(case: Case, reduction: losses.Reduc
 
 @pytest.mark.usefixtures("_three_threads")
 def test_work_is_shared_among_threads_in_which_torch_is_serial_and_elsewhere_is_not() -> None:
-    dense._workers.cache_clear()
+    devices._serial_threads.cache_clear()
     seen: dict[str, int] = {}
 
     class Watched(Upsample):
@@ -369,7 +369,7 @@ def test_work_is_shared_among_threads_in_which_torch_is_serial_and_elsewhere_is_
         return (fine[:, :, 0],)
 
     dense._reduced(torch.zeros(1, 2, 8, 8), Watched(grid(8), Grid(), 2), (64, 64), (64, 8), reduce)
-    assert seen == {"dense_0": 1, "dense_1": 1, "dense_2": 1}
+    assert seen == {"serial_0": 1, "serial_1": 1, "serial_2": 1}
     assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as fresh:
         assert fresh.submit(torch.get_num_threads).result() == 3

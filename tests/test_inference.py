@@ -317,6 +317,34 @@ def test_map_gives_what_single_calls_give_in_order_and_reports_what_is_broken(
         np.testing.assert_array_equal(one.labels["out"], predictor(one.source).labels["out"])
 
 
+def test_small_batches_are_computed_side_by_side_by_serial_threads_and_a_single_one_by_all(net: FCN) -> None:
+    seen: list[tuple[bool, int]] = []
+    entered = threading.Barrier(2, timeout=20)
+
+    def watched(model: FCN, image: Tensor) -> dict[str, Tensor]:
+        aside = threading.current_thread() is not threading.main_thread()
+        seen.append((aside, torch.get_num_threads()))
+        if aside:
+            entered.wait()  # the other one is here at the same time
+        return whole(model, image)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        predictor = Predictor(net, precision="32", device="cpu", strategy=watched)
+        pictures = [array(40, 50, seed=i) for i in range(6)]
+        assert len(list(predictor.map(pictures[:1]))) == 1
+        assert seen == [(False, 2)]
+        found = list(predictor.map(pictures))
+        assert seen[1:] == 6 * [(True, 1)]
+        plain = Predictor(net, precision="32", device="cpu")
+        for picture, one in zip(pictures, found, strict=True):
+            np.testing.assert_array_equal(one.labels["out"], plain(picture).labels["out"])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_map_raises_what_nobody_wants_to_hear_of(net: FCN, files: list[Path]) -> None:
     with pytest.raises(ImageError, match=r"c\.png"):
         list(Predictor(net, device="cpu").map(files))

@@ -96,7 +96,7 @@ NEIGHBOURS = {
     "datasets.nyud": {"datasets.inputs", "datasets.listed", "datasets.mat"},
     "datasets.siftflow": {"datasets.inputs", "datasets.listed", "datasets.mat"},
     "datasets.pascal_context": {"datasets.inputs", "datasets.listed", "datasets.mat", "datasets.voc"},
-    "dense": {"losses", "native"},
+    "dense": {"losses", "native", "devices"},
     "exporters": {"exporters.onnx", "exporters.openvino", "exporters.torch_export"},
     "exporters.openvino": {"exporters.onnx"},
     "exporters.torch_export": {"exporters.onnx"},

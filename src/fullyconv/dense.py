@@ -18,12 +18,8 @@ B, K, h, w: score map; H, W: picture, ``size``; R, C: block of pixels.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from functools import cache
-from threading import Barrier
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -31,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fullyconv import losses, native
+from fullyconv.devices import serial_threads
 from fullyconv.losses import Reduction
 
 Result = TypeVar("Result")
@@ -385,9 +382,7 @@ def _between(cells: Tensor, taps: native.Taps, axis: int) -> Tensor:
 def _each(strips: Sequence[_Strip], compute: Callable[[_Strip], Result]) -> list[Result]:
     """``compute`` of every strip, in order.
 
-    On the CPU the strips are shared out among threads, in each of which torch is serial: so the threads wait for each
-    other once, not after every small operation, which is several times as fast and, where other processes want the
-    cores too (readers of pictures), tens of times.
+    On the CPU the strips are shared out among serial threads, several times as fast as torch's own.
     """
     device = strips[0].shares.device
 
@@ -399,22 +394,7 @@ def _each(strips: Sequence[_Strip], compute: Callable[[_Strip], Result]) -> list
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     if min(threads, len(strips)) == 1:
         return [alone(strip) for strip in strips]
-    return list(_workers(threads, os.getpid()).map(alone, strips))
-
-
-@cache
-def _workers(threads: int, process: int) -> ThreadPoolExecutor:
-    """So many threads with a serial torch, for this process (a forked one would inherit a pool without its threads)."""
-
-    def be_serial() -> None:
-        torch.get_num_threads()  # a thread that has never asked would take over the common number later
-        torch.set_num_threads(1)
-
-    pool = ThreadPoolExecutor(threads, "dense", initializer=be_serial)
-    all_there = Barrier(threads)
-    list(pool.map(lambda _: all_there.wait(), range(threads)))
-    torch.set_num_threads(threads)  # the common number, which every thread set to 1
-    return pool
+    return list(serial_threads().map(alone, strips))
 
 
 def _rows_first(scores: Tensor) -> Tensor:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from threading import Barrier
 
 import torch
 from torch import nn
@@ -73,6 +77,30 @@ def free_memory(device: torch.device) -> int:
     if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdigit():
         candidates.append(int(most) - int(used.read_text()))
     return max(min(candidates), 0)
+
+
+def serial_threads() -> ThreadPoolExecutor:
+    """As many threads as torch would use, in each of which torch is serial.
+
+    Work that is cut into pieces beforehand goes through them faster than through torch's own threads, which wait for
+    each other after every operation, and for long where other processes want the cores too.
+    """
+    return _serial_threads(torch.get_num_threads(), os.getpid())
+
+
+@cache
+def _serial_threads(threads: int, process: int) -> ThreadPoolExecutor:
+    """For this process: a forked one would inherit a pool without its threads."""
+
+    def be_serial() -> None:
+        torch.get_num_threads()  # a thread that has never asked would take over the common number later
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, "serial", initializer=be_serial)
+    all_there = Barrier(threads)
+    list(pool.map(lambda _: all_there.wait(), range(threads)))
+    torch.set_num_threads(threads)  # the common number, which every thread set to 1
+    return pool
 
 
 def describe_devices() -> list[str]:

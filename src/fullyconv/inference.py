@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from typing import Self
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from fullyconv import checkpoint, dense, images
 from fullyconv.config import Classes
-from fullyconv.devices import autocast, device_of, free_memory, pick_device
+from fullyconv.devices import autocast, device_of, free_memory, pick_device, serial_threads
 from fullyconv.errors import ConfigError, FullyConvError, ImageError
 from fullyconv.model import FCN
 from fullyconv.runners import runner
@@ -28,6 +30,11 @@ from fullyconv.tiling import BLENDED, cost, heads_of, why_whole
 from fullyconv.tiling import tiled as tiled  # a strategy like the others
 
 Strategy = Callable[[FCN, Tensor], dict[str, Tensor]]
+Batch = list[tuple[images.Picture, images.ReadImage]]
+"""Pictures of one size, as they were given and as they were read."""
+
+SMALL = 1024 * 1024
+"""Pixels up to which a batch is never cut, and several are computed side by side."""
 
 
 # --- strategies -------------------------------------------------------------------------------------------------------
@@ -73,7 +80,7 @@ STRATEGIES: dict[str, Strategy] = {"auto": choose, "whole": whole, "tiled": tile
 def _fits(model: FCN, image: Tensor) -> bool:
     """Whether the picture in one piece takes at most half of the free memory."""
     batch, _, height, width = image.shape
-    if height * width <= 1024 * 1024:
+    if height * width <= SMALL:
         return True
     bytes_per_pixel, values_per_pixel = cost(model)
     pixels = batch * height * width
@@ -188,34 +195,65 @@ class Predictor:
         if batch_size < 1:
             raise ConfigError(f"batch_size: got {batch_size}; expected 1 or more", where="batch_size")
         report = on_error or _raise
-        batch: list[tuple[images.Picture, images.ReadImage]] = []
+        for batch, segmenting in self._in_threads(self._batches(pictures, batch_size, report)):
+            try:
+                segmented = segmenting()
+            except FullyConvError as error:
+                for picture, _ in batch:
+                    report(picture, error)
+                continue
+            yield from segmented
+
+    def _batches(
+        self,
+        pictures: Iterable[images.Picture],
+        batch_size: int,
+        report: Callable[[images.Picture, FullyConvError], None],
+    ) -> Iterator[Batch]:
+        """Neighbours of equal size."""
+        batch: Batch = []
         for picture, reading in _read_ahead(pictures, batch_size, self.model.channels, self.max_pixels):
             try:
                 read = reading.result()
             except FullyConvError as error:
                 report(picture, error)
                 continue
-            if batch and batch[0][1].pixels.shape != read.pixels.shape:
-                yield from self._segment_or_report(batch, report)
+            if batch and (len(batch) == batch_size or batch[0][1].pixels.shape != read.pixels.shape):
+                yield batch
                 batch = []
             batch.append((picture, read))
-            if len(batch) == batch_size:
-                yield from self._segment_or_report(batch, report)
-                batch = []
         if batch:
-            yield from self._segment_or_report(batch, report)
+            yield batch
 
-    def _segment_or_report(
-        self,
-        batch: Sequence[tuple[images.Picture, images.ReadImage]],
-        report: Callable[[images.Picture, FullyConvError], None],
-    ) -> list[Segmentation]:
+    def _in_threads(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Callable[[], list[Segmentation]]]]:
+        """Each batch, in order, and what waits for its result.
+
+        On the CPU several small ones are computed side by side, each by one thread: threads that share the operations
+        of one batch wait for each other after each, the longer the more else there is to do (decoding, encoding).
+        """
+        first, second = next(batches, None), next(batches, None)
+        alone = second is None or self.device.type != "cpu" or self.runner is not self.model
+        threads = 1 if alone else torch.get_num_threads()
+        computing: deque[tuple[Batch, Future[list[Segmentation]]]] = deque()
+
+        def computed(left: int) -> Iterator[tuple[Batch, Callable[[], list[Segmentation]]]]:
+            while len(computing) > left:
+                batch, future = computing.popleft()
+                yield batch, future.result
+
         try:
-            return self._segment(batch)
-        except FullyConvError as error:
-            for picture, _ in batch:
-                report(picture, error)
-            return []
+            for batch in chain([one for one in (first, second) if one], batches):
+                height, width = batch[0][1].pixels.shape[:2]
+                if threads > 1 and len(batch) * height * width <= SMALL:
+                    computing.append((batch, serial_threads().submit(self._segment, batch)))
+                    yield from computed(threads)
+                else:
+                    yield from computed(0)
+                    yield batch, partial(self._segment, batch)
+            yield from computed(0)
+        finally:
+            for _, future in computing:
+                future.cancel()
 
     def _scores(self, stacked: Tensor) -> tuple[dict[str, Tensor], str]:
         """Score maps, and a note where `choose` did not take the plain strategy."""
@@ -227,7 +265,7 @@ class Predictor:
             return strategy(self.runner, stacked), note
 
     @torch.inference_mode()
-    def _segment(self, batch: Sequence[tuple[images.Picture, images.ReadImage]]) -> list[Segmentation]:
+    def _segment(self, batch: Batch) -> list[Segmentation]:
         """Segment pictures of one size."""
         pixels = [torch.from_numpy(read.pixels)[None] for _, read in batch]
         stacked = (pixels[0] if len(pixels) == 1 else torch.cat(pixels)).permute(0, 3, 1, 2)
