@@ -277,7 +277,8 @@ def write_labels(path: str | PathLike[str], indices: Array, classes: Classes) ->
     else:
         image = Image.fromarray(ids.astype(np.uint8)).convert("P")
         image.putpalette(_palette(classes))
-    _write(path, image, "PNG", {})
+    # Twice as fast as zlib's own level, 6, for files half as large again.
+    _write(path, image, "PNG", {"compress_level": 3})
 
 
 def write_image(path: str | PathLike[str], pixels: UInt8) -> None:

@@ -88,8 +88,9 @@ class Segmentation:
         """Share of the picture that each class covers, 0..1, in channel order; the shares sum to 1."""
         name = self.head(head)
         labels, table = self.labels[name], self.classes[name]
-        # Row by row: bincount makes 8 bytes of every label.
-        counts = sum((np.bincount(row, minlength=len(table)) for row in labels), np.zeros(len(table), np.int64))
+        # Band by band: bincount makes 8 bytes of every label.
+        bands = (labels[top : top + 256].ravel() for top in range(0, len(labels), 256))
+        counts = sum((np.bincount(band, minlength=len(table)) for band in bands), np.zeros(len(table), np.int64))
         return {n: float(count) / labels.size for n, count in zip(table.names, counts, strict=True)}
 
     def save(self, path: str | os.PathLike[str], head: str | None = None) -> Path:
