@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fullyconv.losses import LOSSES, cross_entropy, dice, focal, sample_patches
+from fullyconv.losses import LOSSES, cross_entropy, dice, focal, lovasz, sample_patches
 
 VOID = 255
 
@@ -183,6 +183,23 @@ def test_dice_by_hand() -> None:
     assert dice(logits, labels, void=VOID).item() == pytest.approx(1 - (3 / 5 + 1 / 3) / 2)
     weighted = dice(logits, labels, void=VOID, weights=torch.tensor([1.0, 3.0]))
     assert weighted.item() == pytest.approx(1 - (3 / 5 + 3 * 1 / 3) / 4)
+
+
+@given(seed=st.integers(0, 10**6), classes=st.integers(1, 6), void=st.floats(0, 0.9))
+@settings(max_examples=50, deadline=None)
+def test_lovasz_of_certain_predictions_is_what_is_missing_of_the_intersection_over_union(
+    seed: int, classes: int, void: float
+) -> None:
+    _, labels = batch(seed, classes, void)
+    said = torch.randint(0, classes, labels.shape, generator=seeded(seed + 1))
+    certain = 100.0 * F.one_hot(said, classes).movedim(-1, 1).double()
+    missed = []
+    for k in range(classes):
+        true, guess = (labels == k), (said == k) & (labels != VOID)
+        if true.any():
+            missed.append(1 - (true & guess).sum().item() / (true | guess).sum().item())
+    found = lovasz(certain, labels, void=VOID).item()
+    assert found == pytest.approx(sum(missed) / len(missed) if missed else 0)
 
 
 def test_dice_averages_over_the_classes_that_are_there() -> None:

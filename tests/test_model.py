@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -164,7 +165,7 @@ def test_a_ramp_comes_out_of_any_averaging_net_as_it_went_in(
 ) -> None:
     net = Maps(*(nn.Sequential(*(Average(*layer) for layer in stage)) for stage in stages))
     raw = InputConfig(mean=(0.0,), std=(1.0,))
-    # The deepest of these nets has a field of 379 pixels: each must make more than one cell of the picture it is found on.
+    # The deepest of these nets has a field of 379 pixels, and a picture of one cell would make it a classifier.
     trunk = backbone(net, input=raw, image_size=700)
     taps = list(reversed(trunk.taps))
     try:
@@ -188,6 +189,28 @@ def test_a_ramp_comes_out_of_any_averaging_net_as_it_went_in(
         out = made(ramp[None, None])["out"][0, 0]
     inner = (slice(edge, size[0] - edge), slice(edge, size[1] - edge))
     torch.testing.assert_close(out[inner], ramp[inner], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["tinyvgg", "squeezenet1_0", "unpadded"])
+@given(height=st.integers(1, 60), width=st.integers(1, 60))
+@settings(max_examples=15, deadline=None)
+def test_labels_at_cells_are_those_of_the_pixels_nearest_to_them(name: str, height: int, width: int) -> None:
+    made = model(name)
+    head = made.heads["out"]
+    with torch.no_grad():
+        scores = made.score_maps(torch.zeros(1, 3, height, width))["out"]
+    labels = torch.arange(height * width).view(1, height, width)
+    at = head.labels_at_cells(labels, (scores.shape[2], scores.shape[3]), void=-1)[0]  # type: ignore[operator]
+    assert at.shape == scores.shape[2:]
+    grid = head.grid
+    for i, j in itertools.product(range(at.shape[0]), range(at.shape[1])):
+        y, x = (float(grid.offset + grid.stride * n) for n in (i, j))
+        if at[i, j] >= 0:
+            row, column = divmod(int(at[i, j]), width)
+            assert abs(row - y) <= 0.5
+            assert abs(column - x) <= 0.5
+        else:
+            assert not (0 <= y <= height - 1 and 0 <= x <= width - 1)
 
 
 def bounded() -> FCN:

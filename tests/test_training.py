@@ -15,12 +15,13 @@ from torch import nn
 
 from fullyconv import alarms, checkpoint, datasets, fitting
 from fullyconv.building import build
-from fullyconv.config import Classes, DataConfig, FitConfig, Recipe
+from fullyconv.config import Classes, DataConfig, FitConfig, Recipe, Stage
 from fullyconv.datasets import Sample, dataset
 from fullyconv.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
 from fullyconv.fitting import Budget, State, fit
 from fullyconv.learner import Learner
+from fullyconv.losses import lovasz
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
 from fullyconv.presets import fcn
@@ -287,6 +288,30 @@ def test_class_weights_and_head_weights_enter_the_loss() -> None:
     assert doubled[0].loss == pytest.approx(2 * plain[0].loss)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "image"])
+def test_lovasz_comes_on_top_of_the_loss_with_its_weight(reduction: str) -> None:
+    def lively() -> FCN:
+        model = plain_net()
+        with torch.no_grad():
+            for name, parameter in model.heads.named_parameters():
+                if "score" in name:
+                    parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view(parameter.shape))
+        return model
+
+    data, model = pictures(2), lively()
+    plain, more = (
+        of(Step, fit(lively(), data, None, settings(steps=1, batch=2, reduction=reduction, lovasz=w), data=PLAIN))[
+            0
+        ].loss
+        for w in (0.0, 0.5)
+    )
+    scores = model.score_maps(torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in data]))["out"]
+    labels = torch.stack([torch.from_numpy(s.labels["out"]).long() for s in data])
+    cells = model.heads["out"].labels_at_cells(labels, scores.shape[2:], void=255)  # type: ignore[operator]
+    assert more - plain == pytest.approx(0.5 * lovasz(scores, cells, void=255).item(), rel=1e-4)
+    assert more > plain + 0.1
+
+
 def test_a_frozen_backbone_keeps_every_bit_and_the_heads_learn() -> None:
     model = net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -493,6 +518,30 @@ def test_a_label_outside_the_table_names_the_file_before_training_and_during_it(
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_would_score_what_it_learns_is_stopped_before_training(tmp_path: Path) -> None:
+    config = fcn(4, "tinyvgg", classes=11, weights=None, context=0)
+    same = DataConfig(root=SCENES, name="scenes", val="train", workers=0)
+    for check in (True, False):
+        with pytest.raises(DatasetError, match=r"all 12 pictures of train are in train, too: train-000000, .*learnt"):
+            train(recipe(model=config, data=same, fit=settings(steps=1)), out=tmp_path / "run", check=check)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_an_earlier_stage_learns_is_not_scored_by_a_later_one(tmp_path: Path) -> None:
+    config = fcn(4, "tinyvgg", classes=11, weights=None, context=0)
+    stages = [
+        Stage(
+            name=name, model=config, fit=settings(steps=1), data=DataConfig(root=SCENES, name="scenes", workers=0, **of)
+        )
+        for name, of in (("one", {"train": "a", "val": "b"}), ("two", {"train": "c", "val": "a"}))
+    ]
+    with pytest.raises(DatasetError, match="all 12 pictures of a are in a, too"):
+        train(Recipe(name="two", stages=tuple(stages)), out=tmp_path / "run")
+    # What is scored first may be learnt later.
+    train(Recipe(name="two", stages=tuple(reversed(stages))), out=tmp_path / "turned")
+    assert (tmp_path / "turned/one/results.json").exists()
 
 
 def test_heads_that_do_not_fit_the_data_are_refused_with_both_numbers(tmp_path: Path) -> None:

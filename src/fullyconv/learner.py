@@ -22,7 +22,7 @@ from fullyconv.config import FitConfig
 from fullyconv.devices import computes_bf16, pick_device
 from fullyconv.errors import ConfigError
 from fullyconv.lookup import lookup
-from fullyconv.losses import LOSSES, Reduction
+from fullyconv.losses import LOSSES, Reduction, lovasz
 from fullyconv.model import FCN, Head
 from fullyconv.optim import NORMS, Average, optimizer_of, param_groups
 from fullyconv.sampling import Batch, mix
@@ -202,11 +202,19 @@ class Learner:
 
     def _loss(self, head: str, scores: Tensor, labels: Tensor) -> Tensor:
         """Summed over pixels; for reduction "image", the mean over each picture's pixels, summed over pictures."""
-        labels = self._heads[head].labels_on(labels)
+        on_logits = self._heads[head].labels_on(labels)
         if self.settings.reduction != "image":
-            return self._reduced(head, scores, labels, "sum")
-        pictures = zip(scores.split(1), labels.split(1), strict=True)
-        return torch.stack([self._reduced(head, one, truth, "mean") for one, truth in pictures]).sum()
+            total = self._reduced(head, scores, on_logits, "sum")
+        else:
+            pictures = zip(scores.split(1), on_logits.split(1), strict=True)
+            total = torch.stack([self._reduced(head, one, truth, "mean") for one, truth in pictures]).sum()
+        return total + self._lovasz(head, scores, labels) if self.settings.lovasz else total
+
+    def _lovasz(self, head: str, scores: Tensor, labels: Tensor) -> Tensor:
+        """On the scale of `_loss`: it is no sum, and counts as much as if every pixel had cost its mean."""
+        cells = self._heads[head].labels_at_cells(labels, (scores.shape[2], scores.shape[3]), void=self._void)
+        pixels = self._count(head, [(scores, {head: labels})])
+        return self.settings.lovasz * pixels * lovasz(scores, cells, void=self._void)
 
     def _reduced(self, head: str, scores: Tensor, labels: Tensor, reduction: Reduction) -> Tensor:
         upsample, void, weights = self._heads[head].upsample, self._void, self._class_weights.get(head)

@@ -119,6 +119,41 @@ def dice(
     return reduce(mean * count, count, reduction)
 
 
+def lovasz(
+    logits: Tensor, labels: Tensor, *, void: int, reduction: Reduction = "mean", weights: Tensor | None = None
+) -> Tensor:
+    """1 - IU made smooth, averaged over the classes that the batch's truth holds: the Lovász-softmax loss.
+
+    Of probabilities that are all 0 or 1 it is exactly 1 - IU. ``weights`` weigh the classes in the average. Like `dice`
+    it is no sum over pixels, and "sum" and "image" mean what they mean there.
+
+    Berman, Rannen Triki, Blaschko: The Lovász-softmax loss, CVPR 2018, equations 8 and 11, algorithm 1.
+
+    Example:
+        >>> lovasz(torch.tensor([[[[90., 90.]], [[0., 0.]]]]), torch.tensor([[[0, 1]]]), void=255)  # IU 1/2 and 0
+        tensor(0.7500)
+    """
+    if reduction == "image":
+        each = [lovasz(x, y, void=void, weights=weights) for x, y in zip(logits.split(1), labels.split(1), strict=True)]
+        counts = _pixel_weights(labels, void, weights, each[0]).sum((1, 2))
+        return reduce(torch.stack(each) * counts, counts, reduction)
+    counted = labels != void
+    p = _wide(logits).softmax(1).movedim(1, 0)[:, counted]  # (K, N)
+    true = F.one_hot(labels[counted], logits.shape[1]).T.to(p)
+    errors, order = (true - p).abs().sort(1, descending=True)
+    hits = true.gather(1, order)
+    pixels = true.sum(1, keepdim=True)
+    # 1 - IU where the pixels with the largest errors, up to each in turn, are wrong.
+    jaccard = 1 - (pixels - hits.cumsum(1)) / (pixels + (1 - hits).cumsum(1))
+    missed = (errors * jaccard.diff(dim=1, prepend=torch.zeros_like(pixels))).sum(1)
+    share = (pixels[:, 0] > 0).to(missed)
+    if weights is not None:
+        share = share * weights.to(share)
+    mean = reduce((share * missed).sum(), share.sum(), "mean")
+    count = _pixel_weights(labels, void, weights, missed).sum()
+    return reduce(mean * count, count, reduction)
+
+
 def sample_patches(
     labels: Tensor,
     *,
@@ -192,4 +227,4 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice}
+LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "lovasz": lovasz}

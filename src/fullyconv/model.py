@@ -194,6 +194,16 @@ class Head(nn.Module):
             return labels.repeat_interleave(2, -2).repeat_interleave(2, -1)
         return labels
 
+    def labels_at_cells(self, labels: Tensor, cells: tuple[int, int], *, void: int) -> Tensor:
+        """Labels of a picture (B, H, W) -> those on which the cells (h, w) of the score map lie; void beyond it."""
+        for axis, count in ((1, cells[0]), (2, cells[1])):
+            places = [math.floor(self.grid.offset + self.grid.stride * i + Fraction(1, 2)) for i in range(count)]
+            index = torch.tensor(places, device=labels.device)
+            beyond = (index < 0) | (index >= labels.shape[axis])
+            labels = labels.index_select(axis, index.clamp(0, labels.shape[axis] - 1))
+            labels = labels.masked_fill(beyond.view(-1, 1) if axis == 1 else beyond, void)
+        return labels
+
     def forward(self, maps: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Maps -> logits (B, K, H, W) of a picture of this size, or of half or double its height and width."""
         logits: Tensor = self.upsample(self.score_map(maps), self.size(size))
