@@ -20,7 +20,7 @@ def grid(*ids: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 def colours(name: str, size: tuple[int, int] = SIZE) -> np.ndarray:
     """A picture (H, W, 3) uint8 that its name decides."""
-    return np.random.default_rng(sum(name.encode())).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return np.random.default_rng(list(name.encode())).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def put(path: Path, pixels: np.ndarray) -> None:
@@ -111,4 +111,60 @@ def pascal_context(
         for name in listed:
             put(voc2010 / f"JPEGImages/{name}.jpg", colours(name))
             mat(folder / f"trainval/{name}.mat", LabelMap=grid(0, *CONTEXT_LABELS).astype(np.uint16))
+    return folder
+
+
+def pascal_context_33(folder: Path, voc2010: Path, **splits: Iterable[str]) -> Path:
+    """PASCAL-Context with the ready maps of 33 classes. Every map holds ids 0 (void), 1, 21 and 33 in turn."""
+    for split, listed in splits.items():
+        names(voc2010 / f"ImageSets/Main/{split}.txt", listed)
+        for name in listed:
+            put(voc2010 / f"JPEGImages/{name}.jpg", colours(name))
+            put(folder / f"33_context_labels/{name}.png", grid(0, 1, 21, 33).astype(np.uint8))
+    return folder
+
+
+def cityscapes(folder: Path, **splits: Iterable[str]) -> Path:
+    """Cityscapes; a name is CITY_SEQUENCE_FRAME. Every map holds ids 0 (void), 7 (road), 9 (void) and 33 in turn."""
+    for split, listed in splits.items():
+        for name in listed:
+            city = name.partition("_")[0]
+            put(folder / f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.png", colours(name))
+            labels = grid(0, 7, 9, 33).astype(np.uint8)
+            put(folder / f"gtFine/{split}/{city}/{name}_gtFine_labelIds.png", labels)
+            put(folder / f"gtFine/{split}/{city}/{name}_gtFine_instanceIds.png", labels.astype(np.uint16) * 1000)
+            put(folder / f"gtFine/{split}/{city}/{name}_gtFine_color.png", colours(name))
+    return folder
+
+
+def ade20k(folder: Path, **splits: Iterable[str]) -> Path:
+    """ADEChallengeData2016. Every map holds ids 0 (void), 1 and 150 in turn."""
+    for split, listed in splits.items():
+        half = {"train": "training", "val": "validation"}[split]
+        for name in listed:
+            put(folder / f"images/{half}/{name}.jpg", colours(name))
+            put(folder / f"annotations/{half}/{name}.png", grid(0, 1, 150).astype(np.uint8))
+    (folder / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n")
+    return folder
+
+
+def camvid(folder: Path, **splits: Iterable[str]) -> Path:
+    """SegNet's CamVid. Every map holds ids 0, 10 and 11 (void) in turn."""
+    for split, listed in {"train": (), **splits}.items():
+        (folder / f"{split}annot").mkdir(parents=True, exist_ok=True)
+        (folder / split).mkdir(exist_ok=True)
+        for name in listed:
+            put(folder / f"{split}/{name}.png", colours(name))
+            put(folder / f"{split}annot/{name}.png", grid(0, 10, 11).astype(np.uint8))
+        pairs = (f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png" for name in listed)
+        names(folder / f"{split}.txt", pairs)
+    return folder
+
+
+def camvid_full(folder: Path, listed: Iterable[str]) -> Path:
+    """The full frames of CamVid. Every map holds the colours of Animal, Void and Wall in turn."""
+    for name in listed:
+        put(folder / f"701_StillsRaw_full/{name}.png", colours(name))
+        labels = np.array([(64, 128, 64), (0, 0, 0), (64, 192, 0)], np.uint8)[grid(0, 1, 2)]
+        put(folder / f"LabeledApproved_full/{name}_L.png", labels)
     return folder

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import miniatures as mini
 import numpy as np
 import pytest
 from PIL import Image
 
-from fullyconv.checking import check
+from fullyconv.checking import Finding, check, overlap
 from fullyconv.config import Classes
-from fullyconv.datasets import Sample
+from fullyconv.datasets import Sample, SegmentationDataset, dataset
 from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import DatasetError
 from fullyconv.images import write_image, write_labels
@@ -177,3 +179,89 @@ def test_what_is_done_to_pictures_on_the_way_in_is_said_once_for_each_kind(tmp_p
     assert note.startswith(
         "3 of 3 pictures: 16 bits scaled to 8, as in 0: 16 bits scaled to 8 (divided by 257; values 1000"
     )
+
+
+# Pictures in two splits ----------------------------------------------------------------------------------------------
+
+
+def looked_through(*data: SegmentationDataset) -> Finding | None:
+    """The overlap of train and val, with their pixels compared."""
+    train, val = data
+    return overlap(train, val, (check(train), check(val)))
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def divided(tmp_path: Path) -> Path:
+    """Three pictures in train and two in val, of the same names and of other content."""
+    for number, split in enumerate(["train"] * 3 + ["val"] * 2):
+        name = f"{number if split == 'train' else number - 3}.png"
+        for folder in ("images", "labels"):
+            (tmp_path / folder / split).mkdir(parents=True, exist_ok=True)
+        write_image(tmp_path / "images" / split / name, noise(number))
+        store(tmp_path / "labels" / split / name, np.tile(GOOD, (6, 2)))
+    (tmp_path / "classes.txt").write_text("ground\ncat\ndog\n")
+    return tmp_path
+
+
+def splits(root: Path) -> tuple[SegmentationDataset, SegmentationDataset]:
+    return open_folder(root, split="train"), open_folder(root, split="val")
+
+
+def test_pictures_of_one_name_in_two_folders_are_two(divided: Path) -> None:
+    assert looked_through(*splits(divided)) is None
+
+
+def test_a_copy_under_another_name_is_found_by_its_pixels(divided: Path) -> None:
+    # Another format, too: the bytes of the file differ, the pixels do not.
+    Image.fromarray(noise(2)).save(divided / "images/val/copy.bmp")
+    shutil.copy(divided / "labels/train/2.png", divided / "labels/val/copy.png")
+    train, val = splits(divided)
+    assert overlap(train, val) is None
+    found = looked_through(train, val)
+    assert found is not None
+    assert (found.kind, found.severity, found.files) == ("overlap", "error", ("copy (as 2 in train)",))
+    assert found.detail == (
+        "1 of the 3 pictures of val are in train, too: copy (as 2 in train); a picture that is learnt cannot be "
+        "scored: drop them from one of the two"
+    )
+
+
+def test_a_link_to_a_picture_of_train_is_found_without_reading_it(divided: Path) -> None:
+    (divided / "images/val/1.png").unlink()
+    (divided / "images/val/1.png").symlink_to(divided / "images/train/0.png")
+    found = overlap(*splits(divided))
+    assert found is not None
+    assert found.files == ("1 (as 0 in train)",)
+
+
+def test_black_frames_are_no_copies(divided: Path) -> None:
+    for split in ("train", "val"):
+        write_image(divided / "images" / split / "0.png", np.zeros((6, 8, 3), np.uint8))
+    assert looked_through(*splits(divided)) is None
+
+
+def test_a_name_is_a_picture_in_a_published_data_set(tmp_path: Path) -> None:
+    # The same picture of VOC lies in SBD's folder in other bytes; a list that names it for val is caught by its name.
+    mini.sbd(tmp_path / "benchmark_RELEASE/dataset", train=["2007_000042", "2007_000032"])
+    mini.voc(tmp_path / "VOCdevkit/VOC2011", seg11valid=["2007_000033", "2007_000042"])
+    mini.put(tmp_path / "VOCdevkit/VOC2011/JPEGImages/2007_000042.jpg", noise(1))
+    found = overlap(*(dataset("sbd", tmp_path, split=split) for split in ("train", "val")))
+    assert found is not None
+    assert found.files == ("2007_000042",)
+    mini.names(tmp_path / "VOCdevkit/VOC2011/ImageSets/Segmentation/seg11valid.txt", ["2007_000033"])
+    assert looked_through(*(dataset("sbd", tmp_path, split=split) for split in ("train", "val"))) is None
+
+
+def test_a_split_is_learnt_and_scored_whole(tmp_path: Path) -> None:
+    mini.voc(tmp_path / "VOC2012", train=["a", "b"], val=["c"], trainval=["a", "b", "c"])
+    trainval, val = (dataset("voc", tmp_path, split=split) for split in ("trainval", "val"))
+    found = overlap(trainval, val)
+    assert found is not None
+    assert found.detail.startswith("all 1 pictures of val are in trainval, too: c; ")
+    scenes = dataset("scenes", "count=9 size=32x32")
+    assert overlap(scenes, scenes) is not None
+    assert looked_through(scenes, dataset("scenes", "count=5 size=32x32", split="val")) is None

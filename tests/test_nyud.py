@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import miniatures as mini
@@ -13,6 +14,7 @@ from fullyconv.config import INPUTS
 from fullyconv.datasets import dataset
 from fullyconv.datasets.nyud import CLASSES, open_nyud
 from fullyconv.errors import ConfigError, DatasetError, ImageError, UnknownName
+from fullyconv.hha import hha, nyud_camera
 
 TRAIN, VAL, TEST = ("5003", "5004"), ("5010",), ("5001", "5002")
 
@@ -72,8 +74,26 @@ def test_only_the_folders_that_are_asked_for_need_be_there(root: Path) -> None:
     for folder in ("images", "hha"):
         (root / "data" / folder).rename(root / folder)
     assert len(open_nyud(root, inputs=("depth",))) == 2
+    (root / "data/depth").rename(root / "depth")
     with pytest.raises(DatasetError, match=r"data/hha: no such folder; expected img_NAME\.png for each name"):
-        open_nyud(root, inputs=("depth", "hha"))
+        open_nyud(root, inputs=("hha",))
+
+
+def test_hha_that_is_not_there_is_computed_from_depth(root: Path) -> None:
+    depth = np.random.default_rng(0).integers(1500, 4000, (30, 40)).astype(np.uint16)
+    for name in TRAIN:
+        mini.put(root / f"data/depth/img_{name}.png", depth)
+        mini.put(root / f"data/images/img_{name}.png", mini.colours(name, (30, 40)))
+        mini.mat(root / f"segmentation/img_{name}.mat", segmentation=mini.grid(0, 1, 40, size=(30, 40)))
+    shutil.rmtree(root / "data/hha")
+    data = open_nyud(root, inputs=("color", "hha"))
+    assert np.array_equal(data[0].image[..., 3:], hha(depth / 1000, nyud_camera(30, 40)).encoded())
+    assert data[0].image.dtype == np.uint8
+    assert data.notes[-1].startswith("no data/hha: HHA is computed from depth whenever a picture is read")
+    assert len(open_nyud(root, inputs=("depth", "hha"))[0].image[0, 0]) == 4
+    mini.put(root / "data/depth/img_5003.png", depth[:20])
+    with pytest.raises(ImageError, match=r"img_5003\.png: depth of 20 x 40 pixels .* expected 480 x 640"):
+        open_nyud(root, inputs=("hha",))[0]
 
 
 def test_inputs_that_are_not_known_are_refused(root: Path) -> None:

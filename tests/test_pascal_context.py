@@ -40,6 +40,31 @@ def test_sixty_classes_in_the_order_of_the_release() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_none_of_the_59_can_be_void(root: Path) -> None:
+    data = dataset("pascal-context-59", root)
+    assert data.name == "pascal-context-59"
+    assert data.classes["out"].names == CLASSES.names[1:]
+    assert np.array_equal(data[0].labels["out"], np.where(EXPECTED == 0, 255, EXPECTED - 1))
+    assert check(data).void == {"out": 36}
+
+
+def test_the_33_classes_are_those_of_the_official_maps(tmp_path: Path) -> None:
+    folder = mini.pascal_context_33(tmp_path / "context", tmp_path / "VOC2010", train=TRAIN)
+    data = dataset("pascal-context-33", tmp_path)
+    assert np.array_equal(data[0].labels["out"], mini.grid(255, 0, 20, 32))
+    assert data.paths(0)[1] == folder / f"33_context_labels/{TRAIN[0]}.png"
+    names = data.classes["out"].names
+    assert (len(names), names[0], names[20], names[32]) == (33, "aeroplane", "sky", "ceiling")
+    assert set(names) <= set(CLASSES.names)
+
+
+def test_without_the_official_maps_the_33_classes_are_read_by_name(root: Path) -> None:
+    data = dataset("pascal-context-33", root)
+    # Of the miniature's labels only aeroplane and table (diningtable) are among the 33.
+    assert np.array_equal(data[0].labels["out"], mini.grid(255, 0, 255, 255, 255, 10, 255, 255))
+    assert any("no 33_context_labels/" in note for note in data.notes)
+
+
 @pytest.mark.parametrize("below", ["VOCdevkit", "."])
 def test_the_root_may_be_the_annotations_with_voc_in_or_beside_them(tmp_path: Path, below: str) -> None:
     folder = mini.pascal_context(tmp_path / "context", tmp_path / "context" / below / "VOC2010", train=TRAIN)

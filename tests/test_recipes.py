@@ -160,7 +160,7 @@ class Miniature:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        random = np.random.default_rng(index)
+        random = np.random.default_rng([index, *self.split.encode()])
         depth = self.inputs[-1] == "depth"
         channels = sum({"color": 3, "hha": 3, "depth": 1}[name] for name in self.inputs)
         image = random.integers(0, 256, (40 + 8 * index, 56, channels)).astype(np.float32 if depth else np.uint8)

@@ -12,6 +12,7 @@ from fullyconv.checking import check
 from fullyconv.datasets import dataset
 from fullyconv.datasets.siftflow import CLASSES, open_siftflow
 from fullyconv.errors import DatasetError
+from fullyconv.metrics import ConfusionMatrix
 
 TRAINVAL, TEST = ("coast_a1", "forest_b2", "highway_bost181"), ("coast_natu975", "street_urb506")
 
@@ -33,6 +34,20 @@ def test_two_heads_count_from_one_with_voids_of_their_own(root: Path) -> None:
     report = check(data)
     assert report.ok
     assert report.void == {"semantic": 16, "geometric": 12}
+
+
+def test_a_class_that_does_not_occur_is_in_no_mean(root: Path) -> None:
+    # Of the 33 semantic classes the miniature has awning and window, 16 pixels each; 4 of awning are taken for a cow.
+    data = dataset("siftflow", root, split="test")
+    truth = data[0].labels["semantic"]
+    said = truth.copy()
+    said[np.nonzero(truth == 0)[0][:4], np.nonzero(truth == 0)[1][:4]] = CLASSES["semantic"].names.index("cow")
+    matrix = ConfusionMatrix(data.classes["semantic"].names)
+    matrix.update(truth, said, void=255)
+    scores = matrix.as_dict()
+    assert scores["mean_iu"] == (12 / 16 + 1) / 2
+    assert {"cow", "desert", "moon"} <= set(scores["absent"])
+    assert len(scores["absent"]) == 31
 
 
 def test_pictures_that_nobody_labelled_are_left_out_and_named(root: Path) -> None:

@@ -106,6 +106,56 @@ def test_without_the_lists_it_is_made_of_it_is_refused(devkit: Path) -> None:
         open_voc(devkit, split="seg11valid")
 
 
+# trainaug ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def augmented(tmp_path: Path) -> Path:
+    """VOC2012 with a train of two, one of them in SBD, too; SBD labels one of val and three more."""
+    mini.voc(tmp_path / "VOCdevkit/VOC2012", train=TRAIN, val=VAL)
+    mini.sbd(tmp_path / "benchmark_RELEASE/dataset", train=[TRAIN[1], VAL[0], "2008_000002"], val=["2009_1", "2009_2"])
+    for name in ("2008_000002", "2009_1", "2009_2"):
+        mini.put(tmp_path / f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg", mini.colours(name))
+    return tmp_path
+
+
+def test_trainaug_is_what_either_labels_but_val(augmented: Path) -> None:
+    data = dataset("voc", augmented, split="trainaug")
+    assert list(data.names) == [*TRAIN, "2008_000002", "2009_1", "2009_2"]
+    assert not set(data.names) & set(dataset("voc", augmented, split="val").names)
+    assert data.notes[0].startswith("trainaug: 2 of VOC2012's train and 3 of SBD (")
+
+
+def test_in_trainaug_vocs_own_labels_go_before_sbds(augmented: Path) -> None:
+    data = dataset("voc", augmented, split="trainaug")
+    own, added = data[1], data[2]
+    assert np.array_equal(own.labels["out"], mini.grid(0, 1, 20, 255))
+    assert np.array_equal(added.labels["out"], mini.grid(0, 5, 20))
+    assert data.paths(1)[1].name == f"{TRAIN[1]}.png"
+    assert data.paths(2)[1] == augmented / "benchmark_RELEASE/dataset/cls/2008_000002.mat"
+    assert check(data).ok
+
+
+@pytest.mark.parametrize("place", ["Segmentation/trainaug.txt", "SegmentationAug/train_aug.txt"])
+def test_trainaug_that_others_have_prepared_is_read_as_it_is(augmented: Path, place: str) -> None:
+    folder = augmented / "VOCdevkit/VOC2012"
+    listed = ["2008_000002", "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png"]
+    mini.names(folder / "ImageSets" / place, listed)
+    for name in ("2008_000002", "2007_000032"):
+        mini.put(folder / f"SegmentationClassAug/{name}.png", mini.grid(0, 7).astype(np.uint8))
+    data = dataset("voc", augmented, split="trainaug")
+    assert list(data.names) == ["2008_000002", "2007_000032"]
+    assert np.array_equal(data[1].labels["out"], mini.grid(0, 7))
+
+
+def test_trainaug_without_its_parts_is_refused(devkit: Path) -> None:
+    with pytest.raises(DatasetError, match=r"expected VOCdevkit/VOC2012, found VOC2011"):
+        open_voc(devkit, split="trainaug")
+    mini.voc(devkit / "VOCdevkit/VOC2012", train=TRAIN, val=VAL)
+    with pytest.raises(DatasetError, match=r"no SegmentationClassAug/, and to make trainaug SBD is missing"):
+        open_voc(devkit, split="trainaug")
+
+
 # What is wrong -------------------------------------------------------------------------------------------------------
 
 

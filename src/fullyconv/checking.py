@@ -6,16 +6,18 @@ it is one line with the file, the value and the number of pixels.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fullyconv.datasets.base import Sample, SegmentationDataset
+from fullyconv.datasets.listed import Listed
 from fullyconv.errors import DatasetError, ImageError
 
 Counts = Mapping[str, npt.NDArray[np.int64]]
@@ -27,13 +29,14 @@ class Finding:
 
     Attributes:
         kind: "picture" or "label" (a file that cannot be used), "unpaired" (a file without partner), "void" (pictures
-            without a labelled pixel), "absent" (classes without a pixel), "single" (one class holds all pixels).
+            without a labelled pixel), "absent" (classes without a pixel), "single" (one class holds all pixels),
+            "overlap" (pictures that are in another split, too).
         severity: with an "error" training would fail or learn nothing; a "warning" is for the user to judge.
         files: the files, or samples, concerned.
         detail: what was found, what was expected, what to do; one line.
     """
 
-    kind: Literal["picture", "label", "unpaired", "void", "absent", "single"]
+    kind: Literal["picture", "label", "unpaired", "void", "absent", "single", "overlap"]
     severity: Literal["error", "warning"]
     files: tuple[str, ...]
     detail: str
@@ -49,6 +52,8 @@ class CheckReport:
         void: for each head, void pixels.
         sizes: (height, width) of each readable picture, in the order of the samples.
         notes: what was done to pictures on the way in, such as a turn by EXIF or 16 bits made 8: a line for each kind.
+        contents: from a digest of the pixels to the name of the picture; pictures of one colour, such as black frames,
+            are left out.
     """
 
     findings: tuple[Finding, ...]
@@ -56,6 +61,7 @@ class CheckReport:
     void: Mapping[str, int]
     sizes: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
+    contents: Mapping[bytes, str] = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -94,8 +100,9 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
     bad: list[Finding] = []
     bare: list[str] = []
     noted: dict[str, list[str]] = {}
+    contents: dict[bytes, str] = {}
 
-    def look(index: int) -> tuple[Sample, dict[str, npt.NDArray[np.int64]]] | Finding:
+    def look(index: int) -> tuple[Sample, dict[str, npt.NDArray[np.int64]], bytes] | Finding:
         try:
             sample = data[index]
         except ImageError as error:
@@ -105,7 +112,7 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
             head: np.bincount(labels.ravel(), minlength=tables[head].void + 1).astype(np.int64)
             for head, labels in sample.labels.items()
         }
-        return sample, pixels
+        return sample, pixels, _digest(sample.image)
 
     # Threads, not processes: decoding leaves the interpreter free, and the data set need not be copied.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -113,7 +120,9 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
             if isinstance(result, Finding):
                 bad.append(result)
             else:
-                sample, pixels = result
+                sample, pixels, digest = result
+                if digest:
+                    contents.setdefault(digest, sample.name)
                 sizes.append((sample.image.shape[0], sample.image.shape[1]))
                 for note in sample.notes:
                     # What is in brackets is of one file, such as the range of its values.
@@ -137,7 +146,66 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
         )
     findings.sort(key=lambda finding: finding.severity)  # "error" before "warning"; the sort is stable
     notes = tuple(f"{len(files)} of {len(data)} pictures: {kind}, as in {files[0]}" for kind, files in noted.items())
-    return CheckReport(tuple(findings), counts, void, tuple(sizes), notes)
+    return CheckReport(tuple(findings), counts, void, tuple(sizes), notes, contents)
+
+
+def overlap(
+    train: SegmentationDataset,
+    val: SegmentationDataset,
+    reports: tuple[CheckReport, CheckReport] | None = None,
+) -> Finding | None:
+    """The pictures of ``train`` that are in ``val``, too, on which a score would say nothing; None: there are none.
+
+    A picture is the same when its file is; in a published data set, when its name is, whatever folder it lies in; and,
+    where both have been looked through, when its pixels are, under whatever name.
+
+    Args:
+        train: what is learnt from.
+        val: what is scored on.
+        reports: what `check` found in the two.
+
+    Example:
+        >>> from fullyconv.datasets import dataset
+        >>> train, val = (dataset("scenes", "count=20", split=split) for split in ("train", "val"))
+        >>> overlap(train, val) is None
+        True
+        >>> overlap(train, train).detail  # doctest: +ELLIPSIS
+        'all 20 pictures of train are in train, too: train-000000, ...; a picture that is learnt cannot be scored: ...'
+    """
+    shared: dict[str, str] = {}
+    of_file = {path: train.names[i] for i in range(len(train)) if (path := _file(train, i))}
+    for i, name in enumerate(val.names):
+        if (twin := of_file.get(_file(val, i) or "")) is not None:
+            shared.setdefault(name, twin)
+    if train is val or (isinstance(train, Listed) and isinstance(val, Listed)):
+        shared |= {name: name for name in set(train.names).intersection(val.names) if name not in shared}
+    if reports is not None:
+        for digest in reports[0].contents.keys() & reports[1].contents.keys():
+            shared.setdefault(reports[1].contents[digest], reports[0].contents[digest])
+    if not shared:
+        return None
+    pairs = sorted(shared.items())
+    named = [name if name == twin else f"{name} (as {twin} in {train.split})" for name, twin in pairs]
+    count = f"all {len(val)}" if len(pairs) == len(val) else f"{len(pairs)} of the {len(val)}"
+    detail = (
+        f"{count} pictures of {val.split} are in {train.split}, too: {', '.join(named[:5])}"
+        f"{', ...' if named[5:] else ''}; a picture that is learnt cannot be scored: drop them from one of the two"
+    )
+    return Finding("overlap", "error", tuple(named), detail)
+
+
+def _file(data: SegmentationDataset, index: int) -> str | None:
+    path = data.paths(index)[0]
+    return None if path is None else os.path.realpath(path)
+
+
+def _digest(image: npt.NDArray[np.generic]) -> bytes:
+    """Of the pixels; empty for a picture of one colour, of which two are no proof of a copy."""
+    if (image == image[:1, :1]).all():
+        return b""
+    digest = hashlib.blake2b(f"{image.shape}{image.dtype}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()
 
 
 def _of_classes(data: SegmentationDataset, head: str, counts: npt.NDArray[np.int64], void: int) -> list[Finding]:

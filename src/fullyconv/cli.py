@@ -15,8 +15,10 @@ import typer
 
 from fullyconv import __version__
 from fullyconv.errors import ConfigError, DatasetError, FullyConvError
+from fullyconv.study_cli import app as study
 
 if TYPE_CHECKING:
+    from fullyconv.datasets import About
     from fullyconv.inference import Predictor
 
 app = typer.Typer(
@@ -410,12 +412,14 @@ Exit code: 0 nothing wrong; 1 warnings; 2 errors that would stop training."""
 def check(data: Data, json: Json = None, dataset: Dataset = "folder", inputs: Inputs = None) -> None:
     """Look for what is wrong with a data set.
 
-    Finds files that cannot be read, label values that no class has, label maps of another size than their picture and
-    files without a partner, and says how often each class occurs.
+    Finds files that cannot be read, label values that no class has, label maps of another size than their picture,
+    files without a partner and pictures that are in two splits, and says how often each class occurs.
     """
+    from dataclasses import replace
+
     from rich.console import Console
 
-    from fullyconv.checking import check
+    from fullyconv.checking import check, overlap
     from fullyconv.datasets import dataset as open_dataset
     from fullyconv.display import counting, counts_table
     from fullyconv.flags import inputs_of
@@ -431,6 +435,12 @@ def check(data: Data, json: Json = None, dataset: Dataset = "folder", inputs: In
             raise
         with counting(f"checking {split}", len(pictures)) as progress:
             report = check(pictures, on_progress=lambda done, _: progress.update(progress.task_ids[0], completed=done))
+        findings = list(report.findings)
+        if split == "train":
+            learnt, of_learnt = pictures, report
+        elif shared := overlap(learnt, pictures, (of_learnt, report)):
+            # Training scores on val, and is stopped; test is scored by who asks for it.
+            findings.insert(0, shared if split == "val" else replace(shared, severity="warning"))
         counts = {
             head: dict(zip(table.names, report.counts[head].tolist(), strict=True))
             for head, table in pictures.classes.items()
@@ -438,7 +448,7 @@ def check(data: Data, json: Json = None, dataset: Dataset = "folder", inputs: In
         results[split] = {
             "pictures": len(pictures),
             "notes": [*pictures.notes, *report.notes],
-            "findings": [asdict(finding) for finding in report.findings],
+            "findings": [asdict(finding) for finding in findings],
             "pixels": counts,
             "void": dict(report.void),
         }
@@ -447,7 +457,7 @@ def check(data: Data, json: Json = None, dataset: Dataset = "folder", inputs: In
                 console.print(note, style="dim", markup=False, soft_wrap=True)
             for head in counts:
                 console.print(counts_table(counts[head], report.void[head], f"{split}: {len(pictures)} pictures"))
-            for finding in report.findings:
+            for finding in findings:
                 console.print(f"{finding.severity}: {finding.detail}", markup=False, highlight=False, soft_wrap=True)
     _write_json(json, results)
     severities = {finding["severity"] for result in results.values() for finding in result["findings"]}
@@ -651,14 +661,127 @@ def info() -> None:
             print(f"  {package}: not installed; pip install 'fullyconv[{package}]' for {use}")
 
 
-@app.command()
-def datasets() -> None:
-    """List the kinds of data that DATA can be."""
-    from fullyconv.datasets import DATASETS
+@app.command(
+    epilog="""\b
+Examples:
+  fullyconv datasets
+  fullyconv datasets voc
+  fullyconv datasets camvid --download data/camvid"""
+)
+def datasets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One of them only, with all of its classes.")
+    ] = None,
+    download: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Download NAME into this folder and unpack it there; see its licence first."),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Show the kinds of data that DATA can be.
 
-    for name, opener in DATASETS.items():
-        line = (opener.__doc__ or "").strip().splitlines()[0]
-        print(f"{name:<15} {line}")
+    Of each its classes, its pictures as published, the layout of folders that is expected, its licence, and where it
+    comes from. What has a published checksum is checked on download; a download that was interrupted is gone on with.
+    """
+    from rich.console import Console
+
+    from fullyconv.archives import obtain
+    from fullyconv.datasets import ABOUT
+    from fullyconv.display import about_table, downloading
+    from fullyconv.lookup import lookup
+
+    chosen = ABOUT if name is None else {name: lookup("dataset", name, ABOUT)}
+    if download is None:
+        if str(json) != "-":
+            for key, about in chosen.items():
+                Console(soft_wrap=True).print(about_table(key, about, whole=name is not None), "")
+        _write_json(json, {key: _about_json(about) for key, about in chosen.items()})
+        return
+    if name is None:
+        raise ConfigError("--download: of which? name one, as in: fullyconv datasets voc --download DIR", where="name")
+    about = chosen[name]
+    if not about.archives:
+        where = f"; see {about.home}" if about.home else ""
+        raise DatasetError(f"{name}: nothing that can be downloaded{where}. {about.remark}")
+    print(f"{about.title}: licence: {about.licence}; {about.home}", file=sys.stderr)
+    with downloading() as show:
+        for fetched in obtain(about.archives, download, on_progress=show):
+            said = "as published" if fetched.checked else "none is published; it is recorded beside the file"
+            print(f"{fetched.path}: {fetched.digest.replace(':', ' ')} ({said})")
+    print(f"next:    fullyconv check {download} --dataset {name}")
+
+
+def _about_json(about: About) -> dict[str, Any]:
+    return {
+        "title": about.title,
+        "classes": {head: list(table.names) for head, table in about.classes.items()},
+        "pictures": dict(about.pictures),
+        "layout": about.layout.splitlines(),
+        "licence": about.licence,
+        "home": about.home,
+        "archives": [{"url": archive.url, "digest": archive.digest or None} for archive in about.archives],
+        "remark": about.remark,
+    }
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fullyconv hha nyud/data/depth --out nyud/data/hha
+  fullyconv hha depth --out hha --fx 525 --fy 525 --cx 319.5 --cy 239.5 --unit 0.0002
+
+\b
+Exit code: 0 all done; 1 some files could not be used, all others done; 2 none could, or wrong usage."""
+)
+def hha(
+    depth: Annotated[Path, typer.Argument(metavar="DEPTH", help="Folder of depth maps: PNG or TIFF, one channel.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results: PNG, of the same names.")],
+    unit: Annotated[float, typer.Option(metavar="M", help="Metres that a stored 1 stands for.")] = 0.001,
+    fx: Annotated[float | None, typer.Option(help="Focal length in pixels, along a row.  [default: NYUDv2's]")] = None,
+    fy: Annotated[float | None, typer.Option(help="Focal length in pixels, along a column.")] = None,
+    cx: Annotated[float | None, typer.Option(help="Column of the optical axis, from 0.")] = None,
+    cy: Annotated[float | None, typer.Option(help="Row of the optical axis, from 0.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write again what is there; else it is kept.")] = False,
+) -> None:
+    """Compute HHA from depth: horizontal disparity, height above ground, angle with gravity.
+
+    The direction of gravity is found from the walls and floors of each picture. Folders of results are an input, hha,
+    of `fullyconv train`.
+    """
+    from fullyconv.display import counting
+    from fullyconv.hha import Camera, nyud_camera
+    from fullyconv.hha import hha as compute
+    from fullyconv.images import read_depth, write_image
+
+    given = (fx, fy, cx, cy)
+    if any(value is not None for value in given) and None in given:
+        raise ConfigError("--fx, --fy, --cx and --cy describe one camera; give all four, or none for NYUDv2's")
+    camera = None if fx is None else Camera(*(float(value or 0) for value in given))
+    files = sorted(path for path in depth.rglob("*") if path.suffix.lower() in (".png", ".tif", ".tiff"))
+    if not files:
+        raise DatasetError(f"{depth}: no .png or .tif file in it; expected a folder of depth maps")
+    failed = 0
+    with counting("computing", len(files)) as progress:
+        for path in files:
+            target = (out / path.relative_to(depth)).with_suffix(".png")
+            if overwrite or not target.exists():
+                try:
+                    stored = read_depth(path)
+                    found = compute(stored * unit, camera or nyud_camera(*stored.shape))
+                except FullyConvError as error:
+                    failed += 1
+                    said = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+                    progress.console.print(f"skipped: {said}", markup=False, soft_wrap=True)
+                else:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write_image(target, found.encoded())
+            progress.advance(progress.task_ids[0])
+    print(f"{len(files) - failed} of {len(files)} depth maps: {out}")
+    if failed:
+        raise typer.Exit(1 if failed < len(files) else 2)
+
+
+app.add_typer(study, name="study")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -324,7 +324,7 @@ class FitConfig(Config):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     loss: str = "cross_entropy"
     lovasz: float = Field(default=0.0, ge=0)
-    """Weight of a Lovász-softmax loss beside ``loss``, of the scores as they are before the last upsampling; 0: none."""
+    """Weight of a Lovász-softmax loss beside ``loss``, of scores as they are before the last upsampling; 0: none."""
     reduction: Reduction = "mean"
     """Of the loss: mean over the pixels of a step; sum over them (heavy learning); or the mean over pictures of the
     mean over each picture's pixels."""

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from fullyconv.archives import Archive
 from fullyconv.config import Published
+from fullyconv.datasets.base import About
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
+
+if TYPE_CHECKING:
+    from fullyconv.studies.base import Result
 
 LINE_EVERY_S = 30.0
 """How often a line is printed where there is no terminal to draw a bar on."""
@@ -178,6 +193,25 @@ def published_table(published: Sequence[Published], results: Mapping[str, Any]) 
     return table
 
 
+def study_table(result: Result) -> Table:
+    """What a study has measured, and the published rows below it, whose sources the caption names."""
+    table = Table(title=result.question, title_justify="left", caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for column in result.columns:
+        table.add_column(column.title, justify="right")
+    said = [f"{result.made}."]
+    for number, (source, rows) in enumerate(result.table()):
+        if source:
+            table.add_section()
+            said.append(f"[{number}] {source}")
+        for name, *values in rows:
+            row = Text(f"{name} [{number}]", "dim") if source else Text(name, "bold")
+            table.add_row(row, *(Text(value) for value in values))
+    said += [f"The papers: {result.paper}"] if result.paper else []
+    table.caption = Text("\n".join((*said, *result.notes)))
+    return table
+
+
 def counts_table(pixels: Mapping[str, int], void: int, title: str) -> Table:
     """How often each class occurs."""
     table = Table(title=title, title_justify="left")
@@ -190,3 +224,58 @@ def counts_table(pixels: Mapping[str, int], void: int, title: str) -> Table:
     table.add_section()
     table.add_row("void", f"{void:,}", "")
     return table
+
+
+def about_table(name: str, about: About, *, whole: bool) -> Table:
+    """What there is to say of a kind of data: a line for each thing, under its name.
+
+    Args:
+        name: that it is opened by.
+        about: what is known of it.
+        whole: whether all classes are named, or the first few.
+    """
+    table = Table.grid(padding=(0, 2))
+    table.title, table.title_justify = Text(f"{name}: {about.title}", style="bold"), "left"
+    table.add_column(style="dim", width=11)
+    table.add_column(overflow="fold")
+    for head, classes in about.classes.items():
+        shown = classes.names if whole else classes.names[:5]
+        names = ", ".join(shown) + (", ..." if len(shown) < len(classes) else "")
+        table.add_row("classes", Text(f"{len(classes)}{f' ({head})' if len(about.classes) > 1 else ''}: {names}"))
+    if about.pictures:
+        table.add_row("pictures", Text(", ".join(f"{split} {count:,}" for split, count in about.pictures.items())))
+    table.add_row("layout", Text(about.layout))
+    table.add_row("licence", Text(about.licence))
+    if about.home:
+        table.add_row("from", Text(about.home))
+    if about.archives:
+        files = ", ".join(
+            f"{archive.name} ({archive.digest.partition(':')[0] or 'no checksum published'})"
+            for archive in about.archives
+        )
+        table.add_row("download", Text(f"fullyconv datasets {name} --download DIR: {files}"))
+    if about.remark:
+        table.add_row("mind", Text(about.remark))
+    return table
+
+
+@contextmanager
+def downloading() -> Iterator[Callable[[Archive, int, int | None], None]]:
+    """Bars on stderr, one for each archive; what is given is called with the archive, its bytes so far, and all."""
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=32),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True, highlight=False),
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def show(archive: Archive, done: int, total: int | None) -> None:
+        if archive.url not in tasks:
+            tasks[archive.url] = progress.add_task(archive.name, total=None)
+        progress.update(tasks[archive.url], completed=done, total=total)
+
+    with progress:
+        yield show

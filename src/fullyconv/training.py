@@ -19,10 +19,11 @@ from torch import nn
 
 from fullyconv import checkpoint
 from fullyconv.building import build
-from fullyconv.checking import Counts
+from fullyconv.checking import CheckReport, Counts, overlap
 from fullyconv.checking import check as check_data
 from fullyconv.config import ModelConfig, Recipe, Stage
 from fullyconv.datasets import SegmentationDataset, dataset
+from fullyconv.errors import DatasetError
 from fullyconv.evaluation import results
 from fullyconv.events import Alarm, Event, Said
 from fullyconv.fitting import check_heads, fit, resolve_crop
@@ -43,6 +44,7 @@ def train(
     on_event: Callable[[Event], None] = lambda event: None,
     check: bool = True,
     backbone: nn.Module | None = None,
+    open_data: Callable[..., SegmentationDataset] = dataset,
 ) -> FCN:
     """Train a recipe, stage after stage, into a run folder.
 
@@ -57,6 +59,7 @@ def train(
         on_event: called with every event (`fullyconv.events`), after it is in the log.
         check: look through all the data first, and refuse it where it cannot be learnt from.
         backbone: used in place of the one that the recipe names.
+        open_data: opens a split, as `fullyconv.datasets.dataset` does; another may change its pictures.
 
     Returns:
         the best model of the last stage, in eval mode.
@@ -69,7 +72,8 @@ def train(
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     folder = Path(out)
-    opened = _open(recipe)
+    opened = _open(recipe, open_data)
+    _refuse_overlap(opened)
     recipe = _resolved(recipe, [train_data for train_data, _ in opened])
     for number, (stage, (train_data, _)) in enumerate(zip(recipe.stages, opened, strict=True)):
         heads = {name: head.classes for name, head in stage.model.heads.items()}
@@ -139,7 +143,9 @@ def train(
     return best
 
 
-def _open(recipe: Recipe) -> list[tuple[SegmentationDataset, SegmentationDataset]]:
+def _open(
+    recipe: Recipe, open_data: Callable[..., SegmentationDataset]
+) -> list[tuple[SegmentationDataset, SegmentationDataset]]:
     """Train and val of each stage; stages on the same data share them."""
     # One for each split and source, so that stages on the same data share it.
     wanted = [
@@ -147,7 +153,7 @@ def _open(recipe: Recipe) -> list[tuple[SegmentationDataset, SegmentationDataset
         for stage in recipe.stages
     ]
     opened = {
-        (name, root, inputs, split): dataset(name, root, split=split, inputs=inputs)
+        (name, root, inputs, split): open_data(name, root, split=split, inputs=inputs)
         for name, root, inputs, split in dict.fromkeys(one for pair in wanted for one in pair)
     }
     return [(opened[train], opened[val]) for train, val in wanted]
@@ -182,18 +188,35 @@ def _checked(
     Raises:
         DatasetError: a file cannot be used, or there is nothing to learn.
     """
-    counts: dict[int, Counts] = {}
-    for train_data, val_data in opened:
-        if id(train_data) not in counts:
-            report, held_out = check_data(train_data), check_data(val_data)
-            report.raise_for_errors()
-            # A val split of one class can still be scored.
-            unusable = tuple(found for found in held_out.findings if found.kind in ("picture", "label"))
-            replace(held_out, findings=unusable).raise_for_errors()
-            for line in (*report.notes, *held_out.notes, *(finding.detail for finding in report.findings)):
-                tell(Said(line))
-            counts[id(train_data)] = report.counts
-    return [counts[id(train_data)] for train_data, _ in opened]
+    learnt = {id(train_data) for train_data, _ in opened}
+    reports: dict[int, CheckReport] = {}
+    for data in (data for pair in opened for data in pair):
+        if id(data) in reports:
+            continue
+        report = reports[id(data)] = check_data(data)
+        # A val split of one class can still be scored.
+        stops = [found for found in report.findings if id(data) in learnt or found.kind in ("picture", "label")]
+        replace(report, findings=tuple(stops)).raise_for_errors()
+        for line in (*report.notes, *(found.detail for found in report.findings if id(data) in learnt)):
+            tell(Said(line))
+    _refuse_overlap(opened, reports)
+    return [reports[id(train_data)].counts for train_data, _ in opened]
+
+
+def _refuse_overlap(
+    opened: Sequence[tuple[SegmentationDataset, SegmentationDataset]], reports: Mapping[int, CheckReport] | None = None
+) -> None:
+    """Refuse a run that scores on a picture that it, or a stage before, learns from."""
+    compared: set[tuple[int, int]] = set()
+    for number, (_, val_data) in enumerate(opened):
+        for train_data, _ in opened[: number + 1]:
+            pair = (id(train_data), id(val_data))
+            if pair in compared:
+                continue
+            compared.add(pair)
+            compared_too = None if reports is None else (reports[pair[0]], reports[pair[1]])
+            if found := overlap(train_data, val_data, compared_too):
+                raise DatasetError(found.detail, findings=found.files)
 
 
 def _protocol(stage: Stage, val_data: SegmentationDataset) -> dict[str, Any]:

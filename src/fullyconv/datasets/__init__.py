@@ -1,7 +1,7 @@
 """Data sets by name.
 
-`dataset` opens one; `DATASETS` holds the names. To add one, write a file beside these with a function
-``open_NAME(root, *, split, seed, inputs)`` and name it below.
+`dataset` opens one; `DATASETS` holds the names, and `ABOUT` what there is to say of each. To add one, write a file
+beside these with an ``ABOUT`` and a function ``open_NAME(root, *, split, seed, inputs)``, and name them below.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Protocol
 
-from fullyconv.datasets.base import Sample, SegmentationDataset
-from fullyconv.datasets.folder import open_folder
-from fullyconv.datasets.nyud import open_nyud
-from fullyconv.datasets.pascal_context import open_pascal_context
-from fullyconv.datasets.sbd import open_sbd
-from fullyconv.datasets.scenes import open_scenes
-from fullyconv.datasets.siftflow import open_siftflow
-from fullyconv.datasets.voc import open_voc
+from fullyconv.datasets import (
+    ade20k,
+    camvid,
+    cityscapes,
+    folder,
+    nyud,
+    pascal_context,
+    sbd,
+    scenes,
+    siftflow,
+    voc,
+)
+from fullyconv.datasets.base import About, Sample, SegmentationDataset
 from fullyconv.lookup import lookup
 
-__all__ = ["DATASETS", "Sample", "SegmentationDataset", "dataset"]
+__all__ = ["ABOUT", "DATASETS", "About", "Sample", "SegmentationDataset", "dataset"]
 
 
 class Opener(Protocol):
@@ -32,13 +37,33 @@ class Opener(Protocol):
 
 
 DATASETS: Mapping[str, Opener] = {
-    "folder": open_folder,
-    "scenes": open_scenes,
-    "voc": open_voc,
-    "sbd": open_sbd,
-    "nyud": open_nyud,
-    "siftflow": open_siftflow,
-    "pascal-context": open_pascal_context,
+    "folder": folder.open_folder,
+    "scenes": scenes.open_scenes,
+    "voc": voc.open_voc,
+    "sbd": sbd.open_sbd,
+    "nyud": nyud.open_nyud,
+    "siftflow": siftflow.open_siftflow,
+    "pascal-context": pascal_context.open_pascal_context,
+    "pascal-context-59": pascal_context.open_pascal_context_59,
+    "pascal-context-33": pascal_context.open_pascal_context_33,
+    "cityscapes": cityscapes.open_cityscapes,
+    "ade20k": ade20k.open_ade20k,
+    "camvid": camvid.open_camvid,
+}
+
+ABOUT: Mapping[str, About] = {
+    "folder": folder.ABOUT,
+    "scenes": scenes.ABOUT,
+    "voc": voc.ABOUT,
+    "sbd": sbd.ABOUT,
+    "nyud": nyud.ABOUT,
+    "siftflow": siftflow.ABOUT,
+    "pascal-context": pascal_context.ABOUT,
+    "pascal-context-59": pascal_context.ABOUT_59,
+    "pascal-context-33": pascal_context.ABOUT_33,
+    "cityscapes": cityscapes.ABOUT,
+    "ade20k": ade20k.ABOUT,
+    "camvid": camvid.ABOUT,
 }
 
 
@@ -54,7 +79,8 @@ def dataset(
 
     Args:
         name: "folder" (pictures and label maps on disk), "scenes" (generated; nothing is read), or a published data set
-            in its official layout: "voc", "sbd", "nyud", "siftflow", "pascal-context".
+            in its official layout: "voc", "sbd", "nyud", "siftflow", "pascal-context" (and "pascal-context-59" and
+            "-33"), "cityscapes", "ade20k", "camvid".
         root: the folder; for "scenes", "" or a size such as ``"count=200 size=160x240"``.
         split: "train", "val" or "test", or another that the data set has.
         seed: decides the val split where a folder has none, and the scenes.

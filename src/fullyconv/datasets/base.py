@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from fullyconv.archives import Archive
 from fullyconv.config import Classes
+
+
+@dataclass(frozen=True)
+class About:
+    """What can be said of a kind of data before any of it is on disk.
+
+    Attributes:
+        title: its name in full.
+        classes: for each head, its table; empty where the user's own table decides.
+        pictures: how many each split has, as published; 0 where that is not known.
+        layout: of folders and files, a line each.
+        licence: under which terms, as far as its source states them.
+        home: address of the page that it comes from; "" for data that is nobody's but the user's.
+        archives: what may be downloaded without a login, in the order in which it is unpacked.
+        remark: what else one had better know.
+    """
+
+    title: str
+    layout: str
+    classes: Mapping[str, Classes] = field(default_factory=dict)
+    pictures: Mapping[str, int] = field(default_factory=dict)
+    licence: str = ""
+    home: str = ""
+    archives: tuple[Archive, ...] = ()
+    remark: str = ""
 
 
 @dataclass(frozen=True)

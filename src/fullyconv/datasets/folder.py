@@ -21,7 +21,7 @@ from os import PathLike
 from pathlib import Path
 
 from fullyconv.config import Classes, voc_colour
-from fullyconv.datasets.base import Sample
+from fullyconv.datasets.base import About, Sample
 from fullyconv.datasets.inputs import CHANNELS, check_inputs, read_inputs
 from fullyconv.datasets.listed import inside_of
 from fullyconv.datasets.voc import CLASSES as VOC
@@ -36,6 +36,17 @@ SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 VOID_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore"})
 VAL_SHARE = 0.1
 """Share of the pictures that is drawn for val where the folder has no val split."""
+
+ABOUT = About(
+    title="Folder of your own pictures",
+    layout="""\
+DATA/images/{train,val,test}/NAME.jpg
+DATA/labels/{train,val,test}/NAME.png
+DATA/classes.txt                                 a name a line; or classes.json: id, name, colour, ignore""",
+    licence="yours",
+    remark="DATA/images/NAME.jpg with train.txt and val.txt, and the folders of PASCAL VOC, are read, too; without a "
+    "val split a tenth is drawn for it. See docs/data.md.",
+)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fullyconv.errors import ConfigError, DatasetError, ImageError
+from fullyconv.hha import hha, nyud_camera
 from fullyconv.images import read_depth, read_image
 from fullyconv.lookup import lookup
 
 CHANNELS: Mapping[str, int] = {"color": 3, "depth": 1, "hha": 3}
 """Inputs by name, and how many channels each is."""
+
+HHA_OF_NYUD_DEPTH = "hha of depth"
+"""How `read_inputs` is told that the file of an input holds NYUDv2's depth, in millimetres, and HHA is wanted of it."""
 
 
 def check_inputs(inputs: Sequence[str], have: Collection[str], *, where: str) -> None:
@@ -52,7 +56,8 @@ def read_inputs(files: Mapping[str, Path]) -> tuple[npt.NDArray[Any], tuple[str,
 
     Colour and HHA are taken as they are stored, 0..255. Depth is the natural logarithm of the stored number, as the
     authors feed it. Where nothing was measured (0, or no finite number), it is the mean of the logarithms where
-    something was, so that the net sees neither a hole nor a wall there; a note says so.
+    something was, so that the net sees neither a hole nor a wall there; a note says so. HHA of `HHA_OF_NYUD_DEPTH` is
+    computed.
 
     Returns:
         (H, W, C) uint8, or float32 where depth is among the inputs; and notes on what was done.
@@ -62,11 +67,14 @@ def read_inputs(files: Mapping[str, Path]) -> tuple[npt.NDArray[Any], tuple[str,
     """
     parts: list[npt.NDArray[Any]] = []
     notes: list[str] = []
+    part: npt.NDArray[Any]
     for name, path in files.items():
         if name == "depth":
             part, unmeasured = _log_depth(path)
             if unmeasured:
                 notes.append(f"depth that was not measured is the mean of what was ({unmeasured:,} px)")
+        elif name == HHA_OF_NYUD_DEPTH:
+            part = _hha_of_depth(path)
         else:
             image = read_image(path)
             part = image.pixels
@@ -89,3 +97,11 @@ def _log_depth(path: Path) -> tuple[npt.NDArray[np.float32], int]:
     if missing:
         logarithms[~measured] = logarithms[measured].mean(dtype=np.float64)
     return logarithms[..., None], missing
+
+
+def _hha_of_depth(path: Path) -> npt.NDArray[np.uint8]:
+    depth = read_depth(path)
+    try:
+        return hha(depth / 1000, nyud_camera(*depth.shape)).encoded()
+    except DatasetError as error:
+        raise ImageError(path, str(error)) from None

@@ -21,14 +21,20 @@ LOOKED_AT = 20
 
 @dataclass(frozen=True)
 class Files:
-    """Where the file of each name lies: ``folder / (prefix + name + suffix)``."""
+    """Where the file of each name lies: ``folder / (prefix + name + suffix)``.
+
+    Attributes:
+        otherwise: where to look for what is not there.
+    """
 
     folder: Path
     suffix: str
     prefix: str = ""
+    otherwise: Files | None = None
 
     def of(self, name: str) -> Path:
-        return self.folder / f"{self.prefix}{name}{self.suffix}"
+        path = self.folder / f"{self.prefix}{name}{self.suffix}"
+        return path if self.otherwise is None or path.is_file() else self.otherwise.of(name)
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,18 @@ def read_names(path: Path) -> list[str]:
     if not names:
         raise DatasetError(f"{path}: an empty list; expected names, one a line")
     return names
+
+
+def below(folder: Path, suffix: str) -> list[str]:
+    """The names of all files below a folder that end so: their paths in it without that ending, sorted.
+
+    Raises:
+        DatasetError: no such folder, or none in it.
+    """
+    found = sorted(path.relative_to(folder).as_posix().removesuffix(suffix) for path in folder.rglob(f"*{suffix}"))
+    if not found:
+        raise DatasetError(f"{folder}: no file NAME{suffix} in it; found {inside_of(folder)}")
+    return found
 
 
 def classes_from_one(*names: str) -> Classes:

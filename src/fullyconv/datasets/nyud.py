@@ -1,11 +1,5 @@
 """NYUDv2 in 40 classes, in the layout of the FCN authors' release: colour, depth and HHA.
 
-    nyud/data/images/img_NAME.png
-    nyud/data/depth/img_NAME.png              one channel
-    nyud/data/hha/img_NAME.png                three channels
-    nyud/segmentation/img_NAME.mat            segmentation, 1..40, 0 void
-    nyud/{train,val,test}.txt                 381, 414 and 654 names; trainval.txt, or the first two together
-
 Silberman, Hoiem, Kohli, Fergus, ECCV 2012; the 40 classes of Gupta, Arbelaez, Malik, CVPR 2013.
 """
 
@@ -16,7 +10,9 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from fullyconv.datasets.inputs import CHANNELS, check_inputs
+from fullyconv.archives import Archive
+from fullyconv.datasets.base import About
+from fullyconv.datasets.inputs import CHANNELS, HHA_OF_NYUD_DEPTH, check_inputs
 from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, read_names
 from fullyconv.datasets.mat import read_mat
 from fullyconv.errors import DatasetError
@@ -31,6 +27,23 @@ CLASSES = classes_from_one(
 # fmt: on
 """The 40 classes, ids 1..40, spelled as in the release; 0 is void."""
 
+ABOUT = About(
+    title="NYUDv2, NYU Depth Dataset V2",
+    classes={"out": CLASSES},
+    pictures={"train": 381, "val": 414, "trainval": 795, "test": 654},
+    layout="""\
+nyud/data/images/img_NAME.png
+nyud/data/depth/img_NAME.png
+nyud/data/hha/img_NAME.png
+nyud/segmentation/img_NAME.mat
+nyud/{train,val,test}.txt""",
+    licence="none stated",
+    home="http://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html",
+    archives=(Archive("http://dl.caffe.berkeleyvision.org/nyud.tar.gz"),),
+    remark="The download is the FCN authors'. Inputs: color, depth (in millimetres), hha; where there is depth and no "
+    "hha/, it is computed.",
+)
+
 FOLDERS = {"color": "images", "depth": "depth", "hha": "hha"}
 """Where the files of each input lie, below ``data``."""
 
@@ -44,7 +57,8 @@ def open_nyud(
         root: the folder that holds data/ and segmentation/, or one that holds it as nyud/.
         split: "train", "val", "trainval" or "test"; without trainval.txt, trainval is train and val together.
         seed: not used; nothing is drawn.
-        inputs: some of "color", "depth" and "hha", in the order of the channels. Only their folders need be there.
+        inputs: some of "color", "depth" and "hha", in the order of the channels. Only their folders need be there;
+            without that of "hha", it is computed from depth.
 
     Raises:
         DatasetError: a folder or list is not there; says what was looked for.
@@ -64,5 +78,12 @@ def open_nyud(
     else:
         names = read_names(folder / f"{split}.txt")
     pictures = {name: Files(folder / "data" / FOLDERS[name], ".png", "img_") for name in inputs}
+    if "hha" in inputs and not pictures["hha"].folder.is_dir() and (folder / "data" / "depth").is_dir():
+        of_depth = Files(folder / "data" / "depth", ".png", "img_")
+        pictures = {HHA_OF_NYUD_DEPTH if n == "hha" else n: of_depth if n == "hha" else f for n, f in pictures.items()}
+        notes.append(
+            "no data/hha: HHA is computed from depth whenever a picture is read; to do so once: fullyconv hha "
+            f"{of_depth.folder} --out {folder / 'data' / 'hha'}"
+        )
     maps = Maps(Files(folder / "segmentation", ".mat", "img_"), partial(read_mat, variable="segmentation"), CLASSES)
     return Listed("nyud", split, names, pictures, {"out": maps}, notes)

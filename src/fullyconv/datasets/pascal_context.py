@@ -1,9 +1,7 @@
-"""PASCAL-Context: every pixel of PASCAL VOC 2010, here in the 59 most frequent classes and background.
+"""PASCAL-Context: every pixel of PASCAL VOC 2010, in the 59 most frequent classes with or without background, or in 33.
 
-    pascal-context/trainval/NAME.mat                       LabelMap, numbers of labels.txt
-    pascal-context/labels.txt                              459 lines such as "2: aeroplane"
-    VOCdevkit/VOC2010/JPEGImages/NAME.jpg
-    VOCdevkit/VOC2010/ImageSets/Main/{train,val}.txt       4,998 and 5,105 names; or pascal-context/{train,val}.txt
+The FCN papers learn 59 classes and background, "pascal-context". Others leave out what is none of the 59,
+"pascal-context-59", or score the 33 classes of the data set's own experiments on context, "pascal-context-33".
 
 Mottaghi, Chen, Liu, Cho, Lee, Fidler, Urtasun, Yuille: The role of context for object detection and semantic
 segmentation in the wild, CVPR 2014.
@@ -12,6 +10,7 @@ segmentation in the wild, CVPR 2014.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -19,12 +18,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fullyconv.archives import Archive
 from fullyconv.config import Classes
+from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names
+from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, read_names
 from fullyconv.datasets.mat import read_mat
-from fullyconv.datasets.voc import voc_folders
+from fullyconv.datasets.voc import VOC2010, voc_folders
 from fullyconv.errors import DatasetError, ImageError
+from fullyconv.images import read_values
 
 # fmt: off
 CLASSES = Classes.of(
@@ -36,6 +38,55 @@ CLASSES = Classes.of(
 )
 # fmt: on
 """Background, which is any label that is none of the 59, and the 59 classes, ids 0..59."""
+
+CLASSES_59 = CLASSES.model_copy(
+    update={"entries": (CLASSES.entries[0].model_copy(update={"ignore": True}), *CLASSES.entries[1:])}
+)
+"""The 59 classes, ids 1..59; 0, any other label, is void."""
+# fmt: off
+CLASSES_33 = classes_from_one(
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor", "sky", "grass", "ground",
+    "road", "building", "tree", "water", "mountain", "wall", "floor", "track", "keyboard", "ceiling",
+)
+# fmt: on
+"""The 33 classes, ids 1..33 as in 33_labels.txt; 0, any other label, is void."""
+
+LAYOUT = """\
+pascal-context/trainval/NAME.mat
+pascal-context/labels.txt
+VOCdevkit/VOC2010/JPEGImages/NAME.jpg
+VOCdevkit/VOC2010/ImageSets/Main/{train,val}.txt"""
+SITE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
+
+ABOUT = About(
+    title="PASCAL-Context, 59 classes and background",
+    classes={"out": CLASSES},
+    pictures={"train": 4998, "val": 5105},
+    layout=LAYOUT,
+    licence="none stated for the labels; the pictures are flickr's and fall under its terms of use",
+    home=SITE,
+    archives=(
+        Archive(f"{SITE}trainval.tar.gz", folder="pascal-context"),
+        Archive(f"{SITE}labels.txt", folder="pascal-context"),
+        VOC2010,
+    ),
+    remark="Background is any of the 459 labels that is none of the 59.",
+)
+ABOUT_59 = replace(
+    ABOUT,
+    title="PASCAL-Context, 59 classes",
+    classes={"out": CLASSES_59},
+    remark="What is none of the 59 is void: neither learnt nor scored.",
+)
+ABOUT_33 = replace(
+    ABOUT,
+    title="PASCAL-Context, 33 classes",
+    classes={"out": CLASSES_33},
+    layout="pascal-context/33_context_labels/NAME.png             or, without it, the classes by name from\n" + LAYOUT,
+    archives=(*ABOUT.archives, Archive(f"{SITE}33_context_labels.tar.gz", folder="pascal-context")),
+    remark="What is none of the 33 is void: neither learnt nor scored.",
+)
 
 NAMES_IN_FULL = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
 """Classes that labels.txt calls otherwise."""
@@ -56,28 +107,56 @@ def open_pascal_context(
     Raises:
         DatasetError: a folder, list or table is not there; says what was looked for.
     """
-    root = Path(root)
-    check_inputs(inputs, ("color",), where="pascal-context")
-    below = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    folder = find([root, *below], "trainval", "labels.txt")
-    if folder is None:
+    return _open(Path(root), "pascal-context", split, inputs, CLASSES)
+
+
+def open_pascal_context_59(
+    root: str | PathLike[str], *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
+) -> Listed:
+    """PASCAL-Context in 59 classes, with what is none of them void; otherwise as `open_pascal_context`."""
+    return _open(Path(root), "pascal-context-59", split, inputs, CLASSES_59)
+
+
+def open_pascal_context_33(
+    root: str | PathLike[str], *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
+) -> Listed:
+    """PASCAL-Context in 33 classes, with what is none of them void; otherwise as `open_pascal_context`.
+
+    The label maps are the official 33_context_labels/NAME.png where they lie beside trainval/, or in its place; else
+    they are made from trainval/NAME.mat by the names of the classes, and a note says so.
+    """
+    return _open(Path(root), "pascal-context-33", split, inputs, CLASSES_33)
+
+
+def _open(root: Path, name: str, split: str, inputs: Sequence[str], classes: Classes) -> Listed:
+    check_inputs(inputs, ("color",), where=name)
+    places = [root, *(sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else [])]
+    folder = find(places, "trainval", "labels.txt")
+    ready = find([folder or root, *places], "33_context_labels") if classes is CLASSES_33 else None
+    if folder is None and ready is None:
         raise DatasetError(
             f"{root}: no PASCAL-Context; expected a folder with trainval/NAME.mat and labels.txt; "
             f"found {inside_of(root)}"
         )
-    bases = dict.fromkeys((root, folder, folder.parent))
+    base = ready or folder or root
+    bases = dict.fromkeys((root, base, base.parent))
     pictures = next((years["VOC2010"] for years in map(voc_folders, bases) if "VOC2010" in years), None)
     if pictures is None:
-        raise DatasetError(f"{root}: no VOC2010 beside {folder}; expected VOCdevkit/VOC2010/JPEGImages")
-    notes = [f"PASCAL-Context: {folder}, pictures of {pictures}"]
-    lists = [folder / f"{split}.txt", pictures / "ImageSets" / "Main" / f"{split}.txt"]
+        raise DatasetError(f"{root}: no VOC2010 beside {base}; expected VOCdevkit/VOC2010/JPEGImages")
+    notes = [f"PASCAL-Context: {base}, pictures of {pictures}"]
+    lists = [base / f"{split}.txt", pictures / "ImageSets" / "Main" / f"{split}.txt"]
     names = read_names(next((path for path in lists if path.is_file()), lists[-1]))
-    numbers = _read_numbers(folder / "labels.txt")
-    if lacking := [name for name in CLASSES.names[1:] if name not in numbers]:
-        notes.append(f"labels.txt has no {', '.join(lacking)}: they cannot occur")
-    maps = Maps(Files(folder / "trainval", ".mat"), partial(_read_ids, to_id=_to_id(numbers)), CLASSES)
-    files = {"color": Files(pictures / "JPEGImages", ".jpg")}
-    return Listed("pascal-context", split, names, files, {"out": maps}, notes)
+    if ready is not None:
+        maps = Maps(Files(ready / "33_context_labels", ".png"), read_values, classes)
+    else:
+        numbers = _read_numbers(base / "labels.txt")
+        wanted = {entry.name: entry.id for entry in classes.entries if entry.id}
+        if lacking := [name for name in wanted if name not in numbers]:
+            notes.append(f"labels.txt has no {', '.join(lacking)}: they cannot occur")
+        if classes is CLASSES_33:
+            notes.append("no 33_context_labels/: the 33 classes are read from trainval/ by their names")
+        maps = Maps(Files(base / "trainval", ".mat"), partial(_read_ids, to_id=_to_id(numbers, wanted)), classes)
+    return Listed(name, split, names, {"color": Files(pictures / "JPEGImages", ".jpg")}, {"out": maps}, notes)
 
 
 def _read_numbers(path: Path) -> dict[str, int]:
@@ -100,12 +179,12 @@ def _read_numbers(path: Path) -> dict[str, int]:
     return numbers
 
 
-def _to_id(numbers: Mapping[str, int]) -> npt.NDArray[np.int64]:
-    """From the number in a label map to the id in `CLASSES`: background where it is none of the 59."""
+def _to_id(numbers: Mapping[str, int], wanted: Mapping[str, int]) -> npt.NDArray[np.int64]:
+    """From the number in a label map to the id of its class: 0 where it is none of those that are wanted."""
     to_id = np.zeros(max(numbers.values()) + 1, np.int64)
-    for index, name in enumerate(CLASSES.names[1:], start=1):
+    for name, number in wanted.items():
         if name in numbers:
-            to_id[numbers[name]] = index
+            to_id[numbers[name]] = number
     return to_id
 
 

@@ -1,9 +1,5 @@
 """SBD, the Semantic Boundaries Dataset: labels of the 20 classes of PASCAL VOC for 11,355 of its pictures.
 
-    benchmark_RELEASE/dataset/img/NAME.jpg
-    benchmark_RELEASE/dataset/cls/NAME.mat             GTcls.Segmentation, ids 0..20
-    benchmark_RELEASE/dataset/{train,val}.txt          8,498 and 2,857 names
-
 Hariharan, Arbelaez, Bourdev, Maji, Malik: Semantic contours from inverse detectors, ICCV 2011.
 """
 
@@ -11,15 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 
+from fullyconv.archives import Archive
+from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
 from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names
-from fullyconv.datasets.mat import read_mat
-from fullyconv.datasets.voc import CLASSES, open_valid, sbd_candidates, voc_folders
+from fullyconv.datasets.voc import CLASSES, VOC2011, open_valid, read_either, sbd_candidates, voc_folders
 from fullyconv.errors import DatasetError
+
+ABOUT = About(
+    title="SBD, Semantic Boundaries Dataset",
+    classes={"out": CLASSES},
+    pictures={"train": 8498, "seg11valid": 736},
+    layout="""\
+benchmark_RELEASE/dataset/img/NAME.jpg
+benchmark_RELEASE/dataset/cls/NAME.mat
+benchmark_RELEASE/dataset/{train,val}.txt
+VOCdevkit/VOC2011/...                            beside it, for seg11valid""",
+    licence="none stated for the labels; the pictures are flickr's and fall under its terms of use",
+    home="http://home.bharathh.info/pubs/codes/SBD/download.html",
+    archives=(
+        # The address and checksum are torchvision's.
+        Archive(
+            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+        ),
+        VOC2011,
+    ),
+    remark="train is what the papers learn; val is VOC's seg11valid, on which they score, where VOC2011 is there, else "
+    "SBD's own 2,857 pictures.",
+)
 
 
 def open_sbd(
@@ -55,7 +74,7 @@ def open_sbd(
             if split == "seg11valid":
                 raise
             notes.append(f"val is SBD's own, not VOC's seg11valid: {error}")
-    maps = Maps(Files(folder / "cls", ".mat"), partial(read_mat, variable="GTcls", field="Segmentation"), CLASSES)
+    maps = Maps(Files(folder / "cls", ".mat"), read_either, CLASSES)
     names = read_names(folder / f"{split}.txt")
     return Listed("sbd", split, names, {"color": Files(folder / "img", ".jpg")}, {"out": maps}, notes)
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fullyconv.config import Classes, ClassInfo
-from fullyconv.datasets.base import Sample
+from fullyconv.datasets.base import About, Sample
 from fullyconv.datasets.inputs import check_inputs
 from fullyconv.errors import ConfigError
 
@@ -223,6 +223,14 @@ CLASSES = Classes(
             }.items()
         )
     )
+)
+
+ABOUT = About(
+    title="Generated scenes",
+    classes={"out": CLASSES},
+    layout='DATA is "", or a size such as "count=200 size=160x240"',
+    licence="free of any",
+    remark="Nothing is read and nothing downloaded; any number of pictures of any size.",
 )
 
 

@@ -1,10 +1,5 @@
 """SIFT Flow: outdoor scenes with two labellings, 33 semantic and 3 geometric classes.
 
-    Images/spatial_envelope_256x256_static_8outdoorcategories/NAME.jpg
-    SemanticLabels/spatial_envelope_256x256_static_8outdoorcategories/NAME.mat         S, 1..33, 0 void
-    GeoLabels/spatial_envelope_256x256_static_8outdoorcategories/NAME.mat              S, 1..3, -1 void
-    {trainval,test}.txt                                    2,486 and 200 names, of the FCN authors' release
-
 Liu, Yuen, Torralba: Nonparametric scene parsing, PAMI 2011; geometric labels: Tighe, Lazebnik, ECCV 2010. Cow, desert
 and moon do not occur in test, and the scores leave out a class that does not occur.
 """
@@ -19,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fullyconv.archives import Archive
+from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
 from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, read_names
 from fullyconv.datasets.mat import read_mat
@@ -36,6 +33,34 @@ GEOMETRIC = classes_from_one("sky", "horizontal", "vertical")
 """The 3 geometric classes, ids 1..3; 0 is void."""
 CLASSES = {"semantic": SEMANTIC, "geometric": GEOMETRIC}
 """By head."""
+
+COMMIT = "1305c7378a9f0ab44b2c936f4d60e4687e3d8743"
+"""Of the FCN authors' release, whose lists are used."""
+
+ABOUT = About(
+    title="SIFT Flow",
+    classes=CLASSES,
+    pictures={"trainval": 2486, "test": 200},
+    layout="""\
+SiftFlowDataset/Images/spatial_envelope_256x256_static_8outdoorcategories/NAME.jpg
+SiftFlowDataset/SemanticLabels/spatial_envelope_256x256_static_8outdoorcategories/NAME.mat
+SiftFlowDataset/GeoLabels/spatial_envelope_256x256_static_8outdoorcategories/NAME.mat
+SiftFlowDataset/{trainval,test}.txt""",
+    licence="none stated",
+    home="http://people.csail.mit.edu/celiu/LabelTransfer/",
+    archives=(
+        Archive("http://www.cs.unc.edu/~jtighe/Papers/ECCV10/siftflow/SiftFlowDataset.zip"),
+        *(
+            Archive(
+                f"https://raw.githubusercontent.com/shelhamer/fcn.berkeleyvision.org/{COMMIT}/data/sift-flow/{name}.txt",
+                folder="SiftFlowDataset",
+            )
+            for name in ("trainval", "test")
+        ),
+    ),
+    remark="The lists are the FCN authors'. Cow, desert and moon do not occur in test; a class that does not occur is "
+    "in no mean.",
+)
 
 UNLABELLED = frozenset({"highway_bost181", "street_urb506"})
 """Pictures without annotation; left out, whatever list names them."""

@@ -1,11 +1,8 @@
 """PASCAL VOC, segmentation: 20 classes and background.
 
-    VOCdevkit/VOC20XX/JPEGImages/NAME.jpg
-    VOCdevkit/VOC20XX/SegmentationClass/NAME.png                 palette, ids 0..20, 255 void
-    VOCdevkit/VOC20XX/ImageSets/Segmentation/{train,val,trainval,test}.txt
-
 SBD, which is beside VOC in the papers, labels some of VOC's val pictures for training. So the papers score on
-``seg11valid``: the pictures of VOC2011's val that are not in SBD's train, 736 of 1,112.
+``seg11valid``: the 736 pictures of VOC2011's val that are not in SBD's train. Later work learns ``trainaug``: all
+10,582 pictures that VOC2012's train or SBD labels and VOC2012's val has not.
 """
 
 from __future__ import annotations
@@ -14,10 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
+
+from fullyconv.archives import Archive
 from fullyconv.config import Classes
+from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
 from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names
+from fullyconv.datasets.mat import read_mat
 from fullyconv.errors import DatasetError
 from fullyconv.images import read_values
 
@@ -29,6 +32,35 @@ CLASSES = Classes.of(
 
 LISTS = "ImageSets/Segmentation"
 
+# The addresses and checksums are torchvision's.
+VOC2010 = Archive(
+    "https://thor.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar",
+    "md5:da459979d0c395079b5c75ee67908abb",
+)
+VOC2011 = Archive(
+    "https://thor.robots.ox.ac.uk/pascal/VOC/voc2011/VOCtrainval_25-May-2011.tar",
+    "md5:6c3384ef61512963050cb5d687e5bf1e",
+)
+VOC2012 = Archive(
+    "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    "md5:6cd6e144f989b92b3379bac3b3de84fd",
+)
+
+ABOUT = About(
+    title="PASCAL VOC 2007 to 2012",
+    classes={"out": CLASSES},
+    pictures={"train": 1464, "val": 1449, "trainval": 2913, "seg11valid": 736, "trainaug": 10582},
+    layout="""\
+VOCdevkit/VOC2012/JPEGImages/NAME.jpg
+VOCdevkit/VOC2012/SegmentationClass/NAME.png
+VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val,trainval}.txt""",
+    licence="the pictures are flickr's and fall under its terms of use",
+    home="http://host.robots.ox.ac.uk/pascal/VOC/",
+    archives=(VOC2012,),
+    remark="The numbers are VOC2012's. seg11valid needs VOC2011 and SBD beside it, or its list; trainaug needs SBD, or "
+    "SegmentationClassAug/ and its list. The labels of test are not published.",
+)
+
 
 def open_voc(
     root: str | PathLike[str], *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
@@ -39,7 +71,8 @@ def open_voc(
         root: VOCdevkit, VOC20XX, or a folder that holds one of them. Where there are several years, the newest is read.
         split: a list in ImageSets/Segmentation: "train", "val", "trainval", "test". Or "seg11valid" (and by the same
             rule "seg12valid"): the list of that name where there is one, else VOC2011's val without the pictures of
-            SBD's train, whose folder (or train.txt alone) lies beside or below ``root``.
+            SBD's train, whose folder (or train.txt alone) lies beside or below ``root``. Or "trainaug": see
+            `open_trainaug`.
         seed: not used; nothing is drawn.
         inputs: ("color",).
 
@@ -57,6 +90,9 @@ def open_voc(
     if matched := re.fullmatch(r"seg(\d\d)valid", split):
         train = find_sbd_list(root, *(folder.parent for folder in years.values()))
         return open_valid(years, f"VOC20{matched[1]}", train=train)
+    if split == "trainaug":
+        train = find_sbd_list(root, *(folder.parent for folder in years.values()))
+        return open_trainaug(years, train=train)
     name, folder = next(iter(years.items()))
     notes = [f"PASCAL VOC: {folder}"]
     if len(years) > 1:
@@ -95,6 +131,51 @@ def open_valid(years: Mapping[str, Path], year: str, *, train: Path | None, name
         raise DatasetError(f"{train}: names every picture of val of {years[year]}; expected SBD's train list")
     note = f"{split}: {len(names)} of the {len(held_out)} pictures of {year}'s val, those that {train} has not"
     return _open(years[year], split, names, [note], name)
+
+
+def open_trainaug(years: Mapping[str, Path], *, train: Path | None) -> Listed:
+    """What VOC2012's train or SBD labels, without VOC2012's val: 10,582 pictures.
+
+    The label is VOC's where it has one (1,464 pictures), else SBD's. Where SegmentationClassAug/ lies in VOC2012, as
+    others have prepared it, its labels are read, and ImageSets/Segmentation/trainaug.txt (or train_aug.txt) names them.
+
+    Args:
+        years: folders of VOC by name.
+        train: SBD's train.txt; val.txt and cls/ lie beside it.
+
+    Raises:
+        DatasetError: VOC2012 is not there, or neither of the two.
+    """
+    if (folder := years.get("VOC2012")) is None:
+        raise DatasetError(f"trainaug is made of VOC2012 and SBD; expected VOCdevkit/VOC2012, found {', '.join(years)}")
+    pictures = {"color": Files(folder / "JPEGImages", ".jpg")}
+    if (folder / "SegmentationClassAug").is_dir():
+        lists = [
+            folder / place / name for place in (LISTS, f"{LISTS}Aug") for name in ("trainaug.txt", "train_aug.txt")
+        ]
+        path = next((path for path in lists if path.is_file()), lists[0])
+        # Some lists give paths: /JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png
+        names = list(dict.fromkeys(Path(name).stem for name in read_names(path)))
+        maps = Maps(Files(folder / "SegmentationClassAug", ".png"), read_values, CLASSES)
+        return Listed(
+            "voc", "trainaug", names, pictures, {"out": maps}, [f"trainaug: the {len(names)} names of {path}"]
+        )
+    if train is None or not (train.parent / "cls").is_dir():
+        raise DatasetError(
+            f"{folder}: no SegmentationClassAug/, and to make trainaug SBD is missing; expected SBD "
+            "(benchmark_RELEASE/dataset with cls/, train.txt and val.txt) under one folder with VOCdevkit"
+        )
+    own, held_out = read_names(folder / LISTS / "train.txt"), set(read_names(folder / LISTS / "val.txt"))
+    added = [name for part in (train, train.with_name("val.txt")) for name in read_names(part)]
+    names = [name for name in dict.fromkeys([*own, *added]) if name not in held_out]
+    labels = Files(folder / "SegmentationClass", ".png", otherwise=Files(train.parent / "cls", ".mat"))
+    notes = [f"trainaug: {len(own)} of VOC2012's train and {len(names) - len(own)} of SBD ({train.parent})"]
+    return Listed("voc", "trainaug", names, pictures, {"out": Maps(labels, read_either, CLASSES)}, notes)
+
+
+def read_either(path: Path) -> npt.NDArray[Any]:
+    """The ids of a label map of VOC (.png) or of SBD (.mat)."""
+    return read_mat(path, variable="GTcls", field="Segmentation") if path.suffix == ".mat" else read_values(path)
 
 
 def voc_folders(root: Path) -> dict[str, Path]:

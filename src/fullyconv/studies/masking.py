@@ -1,0 +1,229 @@
+"""What a net can tell from foreground, background and shape alone (PAMI 2017, table 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fullyconv.config import Classes, InputConfig
+from fullyconv.datasets import Sample, SegmentationDataset, dataset
+from fullyconv.errors import ConfigError
+from fullyconv.evaluation import evaluate
+from fullyconv.events import Event, Said
+from fullyconv.lookup import lookup
+from fullyconv.presets import fcn
+from fullyconv.studies.base import Column, Result, Row
+from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn, ordering
+
+Kept = Literal["all", "foreground", "background", "shape"]
+"""What is left of a picture."""
+
+SHAPE = 255
+"""Every channel of the foreground where nothing but shape is left."""
+
+SOURCE = "PAMI 2017, table 8: VGG16, FCN-32s, PASCAL VOC, mean IU without background"
+PUBLISHED = (
+    Row("Reference", ("keep / keep", "keep / keep", 84.8, None), SOURCE),
+    Row("Reference-FG", ("keep / keep", "keep / mask", 81.0, None), SOURCE),
+    Row("Reference-BG", ("keep / keep", "mask / keep", 19.8, None), SOURCE),
+    Row("FG-only", ("keep / mask", "keep / mask", 76.1, None), SOURCE),
+    Row("BG-only", ("mask / keep", "mask / keep", 37.8, None), SOURCE),
+    Row("Shape", ("mask / mask", "mask / mask", 29.1, None), SOURCE),
+)
+MASKS: Mapping[Kept, str] = {
+    "all": "keep / keep",
+    "foreground": "keep / mask",
+    "background": "mask / keep",
+    "shape": "mask / mask",
+}
+"""What becomes of foreground / background."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A data set whose pictures are masked by their own labels; see `SegmentationDataset`.
+
+    Attributes:
+        data: the data set; the first of its heads tells foreground from background.
+        kept: what is left. "foreground" and "background": their pixels, all others have the colour of the mask;
+            "shape": the foreground is white, all else has the colour of the mask. Void is neither, and is masked.
+        background: channels of the classes that are background; all others are foreground.
+        mask: colour of what is masked, a number for each channel of a picture.
+
+    Example:
+        >>> from fullyconv.datasets.scenes import Scenes
+        >>> scenes = Scenes(1, size=(64, 64))
+        >>> masked = Masked(scenes, "foreground", background=(0,), mask=(124, 116, 104))
+        >>> masked[0].image[scenes[0].labels["out"] == 0].max(0).tolist()
+        [124, 116, 104]
+    """
+
+    data: SegmentationDataset
+    kept: Kept
+    background: tuple[int, ...]
+    mask: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    @property
+    def split(self) -> str:
+        return self.data.split
+
+    @property
+    def classes(self) -> Mapping[str, Classes]:
+        return self.data.classes
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.data.names
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Those of the data set, and what is left of its pictures."""
+        return (*self.data.notes, *([f"of each picture is left: {self.kept}"] if self.kept != "all" else []))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read and mask sample ``index``; raises `ImageError` where a file cannot be used."""
+        sample = self.data[index]
+        if self.kept == "all":
+            return sample
+        head, truth = next(iter(sample.labels.items()))
+        behind = np.isin(truth, self.background)
+        before = ~behind & (truth != self.classes[head].void)
+        image = np.empty_like(sample.image)
+        image[:] = self.mask
+        if self.kept == "shape":
+            image[before] = SHAPE
+        else:
+            left = before if self.kept == "foreground" else behind
+            image[left] = sample.image[left]
+        return Sample(sample.name, image, sample.labels, sample.notes)
+
+    def paths(self, index: int) -> tuple[Path | None, ...]:
+        """Those of the picture and labels that are masked."""
+        return self.data.paths(index)
+
+
+def mask_colour(input: InputConfig) -> tuple[int, ...]:
+    """The colour that becomes 0 in a net, RGB 0..255.
+
+    Example:
+        >>> from fullyconv.config import INPUTS
+        >>> mask_colour(INPUTS["caffe"])
+        (123, 117, 104)
+    """
+    by_channel = dict(zip(input.order, input.mean, strict=True))
+    return tuple(round(by_channel[channel]) for channel in "RGB")
+
+
+def foreground_iu(scores: Mapping[str, Any], background: Sequence[str]) -> tuple[float | None, float | None]:
+    """Mean IU in percent over the classes that are foreground and occur, and over all that occur."""
+    found = {name: one["iu"] for name, one in scores["per_class"].items() if one["iu"] is not None}
+    before = [iu for name, iu in found.items() if name not in background]
+    over_all = scores["mean_iu"]
+    return 100 * sum(before) / len(before) if before else None, None if over_all is None else 100 * over_all
+
+
+def _quiet(event: Event) -> None: ...
+
+
+def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell = _quiet) -> Result:
+    """Train on pictures of which all, foreground, background or shape is left, and score on such pictures.
+
+    Args:
+        setup: data, net and budget.
+        background: names of the classes that are background; None: the first class, as in PASCAL VOC.
+        on_event: told what happens.
+
+    Raises:
+        UnknownName: the data has no class of that name.
+        ConfigError: no class is left as foreground, or a folder holds other runs.
+        DatasetError, TrainingError: see `fullyconv.training.train`.
+    """
+    clock = Clock()
+    val = setup.open("val")
+    table = next(iter(val.classes.values()))
+    behind = [table.names[0]] if background is None else list(background)
+    channels = {name: channel for channel, name in enumerate(table.names)}
+    behind_channels = tuple(lookup("class", name, channels) for name in behind)
+    if len(behind_channels) >= len(table):
+        raise ConfigError(
+            f"--background {','.join(behind)}: all {len(table)} classes; expected some that are not background",
+            where="background",
+        )
+    mask = mask_colour(setup.known)
+
+    def opener(kept: Kept) -> Any:
+        def open_masked(
+            name: str, root: str | PathLike[str], *, split: str, inputs: Sequence[str]
+        ) -> SegmentationDataset:
+            return Masked(dataset(name, root, split=split, inputs=inputs), kept, behind_channels, mask)
+
+        return open_masked
+
+    weights, coarse = setup.starting_weights(on_event), setup.strides(1)[0]
+    model = fcn(coarse, setup.net, classes_of(setup), weights=weights, input=setup.known)
+    trained: dict[str, Kept] = {
+        "Reference": "all",
+        "FG-only": "foreground",
+        "BG-only": "background",
+        "Shape": "shape",
+    }
+    variants = [Variant(name, [Part(f"{coarse}s", model)], opener(kept)) for name, kept in trained.items()]
+    learnt = {one.name: one for one in learn(setup, variants, on_event)}
+    scores = {name: (trained[name], trained[name], one.scores) for name, one in learnt.items()}
+    reference = learnt["Reference"].model()
+    masked: dict[str, Kept] = {"Reference-FG": "foreground", "Reference-BG": "background"}
+    for name, kept in masked.items():
+        on_event(Said(f"{name}: the reference, scored on pictures of which the {kept} is left"))
+        matrices = evaluate(reference, Masked(val, kept, behind_channels, mask), device=setup.device)
+        scores[name] = ("all", kept, next(iter(matrices.values())).as_dict())
+    rows = []
+    for name in ("Reference", "Reference-FG", "Reference-BG", "FG-only", "BG-only", "Shape"):
+        train, test, found = scores[name]
+        rows.append(Row(name, (MASKS[train], MASKS[test], *foreground_iu(found, behind))))
+    return Result(
+        study="masking",
+        question="Do shapes alone suffice, or things without their surroundings?",
+        columns=(
+            Column("trained on FG / BG", ""),
+            Column("tested on FG / BG", ""),
+            Column("mean IU without background"),
+            Column("mean IU"),
+        ),
+        rows=rows,
+        published=PUBLISHED,
+        paper=(
+            "the foreground is nearly enough, for a net that has learnt so; surroundings and shape alone tell much as "
+            "well, if they are learnt from (PAMI, table 8)."
+        ),
+        data=setup.described(val),
+        net=f"FCN-{coarse}s on {setup.net_described()}",
+        minutes=clock.minutes,
+        seed=setup.seed,
+        notes=[
+            ordering(
+                rows,
+                ["Reference-BG", "Shape", "BG-only", "FG-only", "Reference-FG", "Reference"],
+                2,
+                "what each cue tells depends on the classes, of which the papers' are 20 kinds of things; and the "
+                "budget is the same here for each net, far shorter than the papers'",
+            ),
+            f"Background: {', '.join(behind)}.",
+            "The mask has the colour that becomes 0 in the net. Void pixels have it too.",
+            "Where shape alone is left, the foreground is white.",
+            "Labels mask the pictures that are scored as well: a row says what a cue holds, not how to find it.",
+        ],
+        shown="mean IU without background",
+        settings={"background": behind, "mask_rgb": list(mask)},
+    )

@@ -1,0 +1,113 @@
+"""Batch and momentum: accumulated, online and heavy learning (PAMI 2017, section 4.3)."""
+
+from __future__ import annotations
+
+from fullyconv.errors import ConfigError
+from fullyconv.events import Event
+from fullyconv.presets import fcn
+from fullyconv.rates import PICTURE
+from fullyconv.studies.base import SCORES, Column, Panel, Result, Row
+from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn, ordering, smooth
+
+WAYS = {"accumulated": (20, 0.9), "online": (1, 0.9), "heavy": (1, 0.99)}
+"""Pictures whose gradients are summed for a step, and momentum."""
+RATE = 1e-10 * PICTURE[0] * PICTURE[1]
+"""The release's rate as that of a mean over the pixels of one picture, for weights that take 0..255 minus the mean."""
+SPAN = 200
+"""Pictures over which the drawn loss is averaged."""
+PUBLISHED = (
+    Row(
+        "accumulated",
+        (89.1, 73.3, 59.4, 81.4, None, None),
+        "CVPR 2015, table 2: FCN-32s on VGG16, 736 pictures of VOC2011 val",
+    ),
+    Row("heavy", (None, None, 63.6, None, None, None), "the authors' release, README: FCN-32s, the same 736 pictures"),
+)
+
+
+def _quiet(event: Event) -> None: ...
+
+
+def rate_of(setup: Setup) -> float:
+    """The rate, of a mean over the pixels of one picture, where none is given.
+
+    The release's; and where pictures are divided by a spread before the net, as many times it, since gradients by the
+    weights of the first layer are that much smaller.
+    """
+    return RATE * sum(setup.known.std) / len(setup.known.std)
+
+
+def run(setup: Setup, *, rate: float | None = None, on_event: Tell = _quiet) -> Result:
+    """Train one net in three ways that move as far for each picture, but for what momentum repeats.
+
+    Args:
+        setup: data, net and budget; a budget in steps is one in pictures, ``batch`` for each of them.
+        rate: learning rate of a mean over the pixels of one picture; None: `rate_of`.
+        on_event: told what happens.
+
+    Raises:
+        ConfigError: the rate moves nothing or too far, or a folder holds other runs.
+        DatasetError, TrainingError: see `fullyconv.training.train`.
+    """
+    clock = Clock()
+    if rate is not None and rate <= 0:
+        raise ConfigError(f"--rate: got {rate:g}; expected a rate above 0", where="rate")
+    chosen = rate_of(setup) if rate is None else rate
+    coarse, weights = setup.strides(1)[0], setup.starting_weights(on_event)
+    # Without the context block and its BatchNorm, which would see one picture or another number of them.
+    model = fcn(coarse, setup.net, classes_of(setup), weights=weights, input=setup.known, context=0)
+    fixed = {"batch": 1, "optimizer": "sgd", "schedule": "fixed", "warmup": 0, "ema": 0.0, "weight_decay": 5e-4}
+    variants = [
+        Variant(
+            name,
+            # A mean over so many pictures at so many times the rate is the papers' sum over their pixels.
+            [
+                Part(
+                    f"{coarse}s",
+                    model,
+                    fit={**fixed, "accumulate": pictures, "momentum": momentum, "lr": chosen * pictures},
+                )
+            ],
+            steps=setup.batch / pictures,
+        )
+        for name, (pictures, momentum) in WAYS.items()
+    ]
+    learnt = learn(setup, variants, on_event)
+    pictures = {name: count for name, (count, _) in WAYS.items()}
+    rows = [one.row(one.steps * pictures[one.name]) for one in learnt]
+    curves = {
+        one.name: smooth(
+            [(step * pictures[one.name], loss) for step, _, loss in one.log], max(1, SPAN // pictures[one.name])
+        )
+        for one in learnt
+    }
+    return Result(
+        study="momentum",
+        question="What do batch and momentum change: accumulated, online, heavy?",
+        columns=(*SCORES, Column("steps", "", 0), Column("pictures", "", 0)),
+        rows=rows,
+        published=PUBLISHED,
+        paper=(
+            "one picture a step with a momentum of 0.99 learns faster and ends higher than 20 pictures with 0.9 (the "
+            "two rows below; PAMI, section 4.3)."
+        ),
+        data=setup.described(setup.open("val")),
+        net=f"FCN-{coarse}s on {setup.net_described()}",
+        minutes=clock.minutes,
+        seed=setup.seed,
+        notes=[
+            ordering(
+                rows,
+                ["accumulated", "heavy"],
+                2,
+                "which of them gains depends on the rate and on how short the budget is; another --rate may turn it",
+            ),
+            f"The rate is {chosen:.2g} for the mean over the pixels of each picture in all three ways.",
+            f"In the long run each picture is worth {', '.join(f'{1 / (1 - m):.0f}' for _, m in WAYS.values())} steps.",
+            f"All have {'equal times' if setup.minutes is not None else 'equally many pictures'}.",
+            "Plain sgd: a fixed rate, no warm-up, no average of weights, and no context block before the scores.",
+        ],
+        shown="mean IU",
+        panels=[Panel("pictures", "loss per pixel", curves)],
+        settings={"rate": chosen},
+    )

@@ -1,0 +1,99 @@
+"""What each skip brings: coarse to fine, staged and at once, and each map alone (CVPR, table 2; PAMI, section 4.3)."""
+
+from __future__ import annotations
+
+from fullyconv import backbones
+from fullyconv.events import Event
+from fullyconv.presets import fcn, single_tap
+from fullyconv.studies.base import SCORES, Column, Result, Row
+from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn, ordering
+
+CVPR = "CVPR 2015, table 2: VGG16, 736 pictures of VOC2011 val"
+RELEASE = "the authors' release, README: VGG16, heavy learning, the same 736 pictures"
+PUBLISHED = (
+    Row("32s-fixed", (83.0, 59.7, 45.4, 72.0, None), CVPR),
+    Row("32s", (89.1, 73.3, 59.4, 81.4, None), CVPR),
+    Row("16s", (90.0, 75.7, 62.4, 83.0, None), CVPR),
+    Row("8s", (90.3, 75.9, 62.7, 83.2, None), CVPR),
+    Row("32s", (None, None, 63.6, None, None), RELEASE),
+    Row("16s", (None, None, 65.0, None, None), RELEASE),
+    Row("8s", (None, None, 65.5, None, None), RELEASE),
+    Row("8s at once, scaled", (None, None, 65.4, None, None), RELEASE),
+)
+PAPER = (
+    "each skip helps, and less each time; 8s learnt at once with scaled maps does as well as in stages; tuning the "
+    "classifier alone reaches 70 % of what the whole net does (CVPR, sections 4.2 and 4.3; PAMI, section 4.3)."
+)
+
+
+def _quiet(event: Event) -> None: ...
+
+
+def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
+    """Train the ways to one net of stride 8, and to those on the way, with equal budgets.
+
+    The three coarsest strides of the backbone stand for the papers' 32, 16 and 8.
+
+    Raises:
+        ConfigError: the backbone has fewer than three strides, or a folder holds other runs.
+        DatasetError, TrainingError: see `fullyconv.training.train`.
+    """
+    clock = Clock()
+    coarse, middle, fine = setup.strides(3)
+    classes, weights = classes_of(setup), setup.starting_weights(on_event)
+    deepest = {int(of.grid.stride): tap for tap, of in backbones.describe(setup.net).taps.items()}
+
+    def net(stride: int, name: str = "", *, at_once: bool = False, **fit: float) -> Part:
+        model = fcn(stride, setup.net, classes, weights=weights, input=setup.known, at_once=at_once)
+        return Part(name or f"{stride}s", model, fit=fit)
+
+    def alone(stride: int) -> Variant:
+        model = single_tap(deepest[stride], setup.net, classes, weights=weights, input=setup.known)
+        return Variant(f"stride {stride} alone", [Part("alone", model)])
+
+    names = [f"{coarse}s-fixed", f"{coarse}s", f"{middle}s", f"{fine}s"]
+    variants = [
+        Variant(names[0], [net(coarse, "fixed", backbone_lr=0.0)]),
+        Variant(names[1], [net(coarse)]),
+        Variant(names[2], [net(coarse), net(middle)]),
+        Variant(names[3], [net(coarse), net(middle), net(fine)]),
+        Variant(f"{fine}s at once", [net(fine)]),
+        Variant(f"{fine}s at once, scaled", [net(fine, at_once=True)]),
+        alone(middle),
+        alone(fine),
+    ]
+    rows = [learnt.row() for learnt in learn(setup, variants, on_event)]
+    notes = [
+        ordering(
+            rows,
+            names,
+            2,
+            "every way has the same budget here, so stages share what 32s has for itself; the papers gave each stage "
+            "days, and one seed says nothing of differences of a point",
+        ),
+        f"In stages, each of {middle}s and {fine}s has an equal part of the budget for itself and for those before.",
+    ]
+    if coarse != 32:
+        notes.append(
+            f"The coarsest map of {setup.net} has stride {coarse}, so {coarse}s, {middle}s and {fine}s stand for the "
+            "papers' 32s, 16s and 8s."
+        )
+    if any(skip.context for head in variants[0].parts[0].model.heads.values() for skip in head.skips):
+        notes.append(
+            f"{setup.net} has no fc6 and fc7: a block of two convolutions before the coarsest score stands for "
+            f"them. It learns in {names[0]} too, where the papers tune the score layer only."
+        )
+    return Result(
+        study="strides",
+        question="What does each skip bring, alone, staged and at once?",
+        columns=(*SCORES, Column("steps", "", 0)),
+        rows=rows,
+        published=PUBLISHED,
+        paper=PAPER,
+        data=setup.described(setup.open("val")),
+        net=setup.net_described(),
+        minutes=clock.minutes,
+        seed=setup.seed,
+        notes=notes,
+        shown="mean IU",
+    )

@@ -1,0 +1,50 @@
+"""Cityscapes in its own layout: 34 ids, of which 19 count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import miniatures as mini
+import numpy as np
+import pytest
+
+from fullyconv.checking import check
+from fullyconv.datasets import dataset
+from fullyconv.datasets.cityscapes import CLASSES, open_cityscapes
+from fullyconv.errors import DatasetError
+
+TRAIN, VAL = ("aachen_000000_000019", "bochum_000000_000313", "aachen_000001_000019"), ("lindau_000000_000019",)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return mini.cityscapes(tmp_path / "cityscapes", train=TRAIN, val=VAL)
+
+
+def test_channels_are_the_train_ids(root: Path) -> None:
+    data = dataset("cityscapes", root.parent)
+    assert list(data.names) == [f"{name.partition('_')[0]}/{name}" for name in sorted(TRAIN)]
+    assert np.array_equal(data[0].image, mini.colours("aachen_000000_000019"))
+    assert np.array_equal(data[0].labels["out"], mini.grid(255, 0, 255, 18))
+    assert data.paths(2)[1] == root / "gtFine/train/bochum/bochum_000000_000313_gtFine_labelIds.png"
+    assert check(data).ok
+
+
+def test_the_nineteen_classes_are_in_the_published_order() -> None:
+    # fmt: off
+    assert CLASSES.names == (
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    )
+    # fmt: on
+    assert [CLASSES.used[i].id for i in (0, 9, 16, 18)] == [7, 22, 31, 33]
+    assert CLASSES.used[13].colour == (0, 0, 142)
+    assert len(CLASSES.entries) == 34
+
+
+def test_what_is_missing_is_said_with_what_was_looked_for(root: Path) -> None:
+    with pytest.raises(DatasetError, match=r"leftImg8bit/test: no file NAME_leftImg8bit\.png in it; found nothing"):
+        open_cityscapes(root, split="test")
+    (root / "gtFine").rename(root.parent / "elsewhere")
+    with pytest.raises(DatasetError, match=r"no Cityscapes; expected leftImg8bit/ and gtFine/; found leftImg8bit/$"):
+        open_cityscapes(root)
