@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fullyconv import backbones
 from fullyconv.events import Event
 from fullyconv.presets import fcn, single_tap
@@ -24,6 +26,16 @@ PAPER = (
     "each skip helps, and less each time; 8s learnt at once with scaled maps does as well as in stages; tuning the "
     "classifier alone reaches 70 % of what the whole net does (CVPR, sections 4.2 and 4.3; PAMI, section 4.3)."
 )
+
+
+def published(coarse: int) -> tuple[Row, ...]:
+    """The papers' rows; where the coarsest stride is another than 32, under names that are not taken for ours.
+
+    Example:
+        >>> [row.name for row in published(32)[:2]], [row.name for row in published(16)[:2]]
+        (['32s-fixed', '32s'], ['VGG16 32s-fixed', 'VGG16 32s'])
+    """
+    return PUBLISHED if coarse == 32 else tuple(replace(row, name=f"VGG16 {row.name}") for row in PUBLISHED)
 
 
 def _quiet(event: Event) -> None: ...
@@ -88,7 +100,7 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
         question="What does each skip bring, alone, staged and at once?",
         columns=(*SCORES, Column("steps", "", 0)),
         rows=rows,
-        published=PUBLISHED,
+        published=published(coarse),
         paper=PAPER,
         data=setup.described(setup.open("val")),
         net=setup.net_described(),

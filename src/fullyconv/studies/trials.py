@@ -132,7 +132,8 @@ class Setup:
     def described(self, scored: SegmentationDataset) -> str:
         """The data in words."""
         kind, root = self.source
-        name = "generated scenes" if kind == "scenes" else f"{Path(root).name} ({kind})"
+        demonstration = "generated scenes (to see it work; --data and a longer budget give numbers that mean something)"
+        name = demonstration if kind == "scenes" else f"{Path(root).name} ({kind})"
         return f"{name}, scored on the {len(scored)} pictures of {scored.split} at native size"
 
     def net_described(self) -> str:
