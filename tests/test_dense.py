@@ -19,7 +19,7 @@ from torch import Tensor
 from fullyconv import dense, devices, losses
 from fullyconv.config import Upsampling as Kernel
 from fullyconv.geometry import Grid
-from fullyconv.upsample import Border, Steps, Upsample
+from fullyconv.upsample import Border, Nearest, Steps, Upsample
 
 VOID = 65535
 
@@ -286,28 +286,105 @@ def test_learned_upsampling_is_done_as_it_learned_and_goes_on_learning() -> None
     assert upsample.weight.grad.any()
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.data())
-def test_learned_upsampling_band_by_band_equals_all_at_once(data: st.DataObject) -> None:
-    stride = data.draw(st.sampled_from([1, 2, 4, 8]), "stride")
-    classes = data.draw(st.sampled_from([1, 3]), "classes")
-    border: Border = data.draw(st.sampled_from(["edge", "zero"]), "border")
-    kernel: Kernel = data.draw(st.sampled_from(["learned", "full"]), "kernel")
+@dataclass
+class Learned:
+    scores: Tensor
+    upsample: Upsample | Steps | Nearest
+    size: tuple[int, int]
+    rows: int
+    generator: torch.Generator
+
+
+@st.composite
+def learned(draw: st.DrawFn) -> Learned:
+    stride = draw(st.sampled_from([1, 2, 4, 8]))
+    classes = draw(st.sampled_from([1, 3]))
+    border: Border = draw(st.sampled_from(["edge", "zero"]))
+    kernel: Kernel = draw(st.sampled_from(["learned", "full"]))
     # Offsets of frames by 100, as the authors' nets have, among them.
-    offset = Fraction(stride - 1, 2) - data.draw(st.sampled_from([0, 0, stride, 5 * stride]), "cells in front")
-    kind = Steps if data.draw(st.booleans(), "stepwise") and stride > 1 else Upsample
-    upsample = kind(grid(stride, offset), Grid(), classes, kernel=kernel, border=border).double()
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6), "seed"))
+    offset = Fraction(stride - 1, 2) - draw(st.sampled_from([0, 0, stride, 5 * stride]))
+    kind = Steps if draw(st.booleans()) and stride > 1 else Upsample
+    upsample: Upsample | Steps = kind(grid(stride, offset), Grid(), classes, kernel=kernel, border=border).double()
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     with torch.no_grad():
         for weight in upsample.parameters():
             weight += torch.rand(weight.shape, generator=generator)  # no tap is zero
-    cells = data.draw(st.integers(1, 12), "cells")
-    scores = torch.randn(2, classes, cells, 5, generator=generator, dtype=torch.float64)
-    size = (max(1, cells * stride + data.draw(st.integers(-9, 9), "more")), 5 * stride)
-    rows = data.draw(st.integers(1, 30), "rows")
-    bands = list(dense._learned_bands(scores, upsample, size, rows))
-    assert all(band.shape[2] == rows for band in bands[:-1])
-    torch.testing.assert_close(torch.cat(bands, 2), upsample(scores, size), rtol=1e-12, atol=1e-12)
+    cells = draw(st.integers(1, 12))
+    scale = draw(st.sampled_from([Fraction(1), Fraction(1, 2), Fraction(2)]))
+    return Learned(
+        scores=torch.randn(2, classes, cells, 5, generator=generator, dtype=torch.float64),
+        upsample=upsample if scale == 1 else Nearest(upsample, scale),
+        size=(max(1, int(cells * stride / scale) + draw(st.integers(-9, 9))), max(1, int(5 * stride / scale))),
+        rows=draw(st.integers(1, 30)),
+        generator=generator,
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(learned())
+def test_learned_upsampling_band_by_band_equals_all_at_once(case: Learned) -> None:
+    bands = list(dense._learned_bands(case.scores, case.upsample, case.size, case.rows))
+    joined = torch.cat(bands, 2)
+    assert len(bands) == 1 or all(band.shape[2] == case.rows for band in bands[:-1])
+    torch.testing.assert_close(joined, case.upsample(case.scores, case.size), rtol=1e-12, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(learned(), st.sampled_from(["mean", "sum", "image"]), st.booleans(), st.sampled_from([0.0, 0.3, 1.0]))
+def test_loss_through_learned_upsampling_teaches_scores_and_kernels_as_if_computed_at_once(
+    case: Learned, reduction: losses.Reduction, weighted: bool, void_share: float
+) -> None:
+    classes, generator = case.scores.shape[1], case.generator
+    labels = torch.randint(0, classes, (2, *case.size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < void_share] = VOID
+    labels = losses.sample_patches(labels, keep=0.7, cell=4, void=VOID, generator=generator)
+    weights = torch.rand(classes, generator=generator, dtype=torch.float64) if weighted else None
+    scores = case.scores.requires_grad_()
+    kernels = list(case.upsample.parameters())
+    plain = losses.cross_entropy(
+        case.upsample(scores, case.size), labels, void=VOID, reduction=reduction, weights=weights
+    )
+    banded = dense.cross_entropy(
+        scores, case.upsample, labels, void=VOID, reduction=reduction, weights=weights, block=(case.rows, 1)
+    )
+    assert torch.allclose(banded, plain, rtol=1e-10, atol=1e-14)
+    found, expected = (torch.autograd.grad(3 * loss, (scores, *kernels)) for loss in (banded, plain))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert near(ours, theirs, 1e-10)
+
+
+def test_single_precision_and_autocast_change_a_learned_loss_by_no_more_than_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    upsample = Upsample(grid(8), Grid(), 11, kernel="learned")
+    scores = torch.randn(2, 11, 9, 12, generator=generator).requires_grad_()
+    labels = torch.randint(0, 11, (2, 70, 96), generator=generator)
+    plain = losses.cross_entropy(upsample(scores, (70, 96)), labels, void=VOID)
+    expected = torch.autograd.grad(plain, (scores, upsample.weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = dense.cross_entropy(scores, upsample, labels, void=VOID, block=(24, 1))
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(loss, (scores, upsample.weight)), expected, strict=True):
+        assert near(ours, theirs, 1e-5)
+    # A cell gets its gradient from many bands, and it is rounded once.
+    half = scores.detach().bfloat16().requires_grad_()
+    dense.cross_entropy(half, upsample, labels, void=VOID, block=(1, 1)).backward()
+    wide = half.detach().float().requires_grad_()
+    losses.cross_entropy(upsample(wide, (70, 96)), labels, void=VOID).backward()
+    assert half.grad is not None
+    assert wide.grad is not None
+    assert half.grad.dtype == torch.bfloat16
+    assert near(half.grad.float(), wide.grad.bfloat16().float(), 1e-3)
+
+
+def test_a_learned_loss_without_a_gradient_asked_for_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    upsample = Upsample(grid(4), Grid(), 3, kernel="learned")
+    scores, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 16, 16, dtype=torch.long)
+    with_slopes = dense.cross_entropy(scores, upsample, labels, void=VOID)
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    with torch.no_grad():
+        assert dense.cross_entropy(scores, upsample, labels, void=VOID).item() == with_slopes.item()
+    upsample.requires_grad_(False)
+    assert not dense.cross_entropy(scores, upsample, labels, void=VOID).requires_grad
 
 
 def test_entropy_is_that_of_the_softmax() -> None:
@@ -387,11 +464,19 @@ def test_neither_autocast_nor_gradients_reach_the_threads() -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["argmax", "probability", "cross_entropy"])
-def test_no_tensor_of_the_size_of_full_resolution_logits_is_ever_made(what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "kernel", "share"),
+    [
+        ("argmax", "fixed", 15),
+        ("probability", "fixed", 15),
+        ("cross_entropy", "fixed", 15),
+        ("cross_entropy", "learned", 3),
+    ],
+)
+def test_no_tensor_of_the_size_of_full_resolution_logits_is_ever_made(what: str, kernel: Kernel, share: int) -> None:
     classes, size = 30, (512, 768)
-    scores = torch.randn(1, classes, 64, 96, requires_grad=what == "cross_entropy")
-    upsample = Upsample(grid(8), Grid(), classes)
+    scores = torch.randn(2, classes, 64, 96, requires_grad=what == "cross_entropy")
+    upsample = Upsample(grid(8), Grid(), classes, kernel=kernel)
     largest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):
@@ -404,11 +489,11 @@ def test_no_tensor_of_the_size_of_full_resolution_logits_is_ever_made(what: str)
 
     with Watch():
         if what == "cross_entropy":
-            labels = torch.zeros(1, *size, dtype=torch.long)
+            labels = torch.zeros(2, *size, dtype=torch.long)
             dense.cross_entropy(scores, upsample, labels, void=VOID).backward()
         else:
             getattr(dense, what)(scores, upsample, size)
-    assert 0 < largest < classes * size[0] * size[1] / 15
+    assert 0 < largest < 2 * classes * size[0] * size[1] / share
 
 
 @pytest.mark.parametrize("all_void", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import subprocess
@@ -16,6 +17,8 @@ import fullyconv
 
 # The native kernel is a library, which looks like a module by its suffix.
 NO_MODULES = {"fullyconv.__main__", "fullyconv.native._kernel"}
+if importlib.util.find_spec("triton") is None:  # which torch brings along on Linux only
+    NO_MODULES |= {"fullyconv.fused"}
 MODULES = [m.name for m in pkgutil.walk_packages(fullyconv.__path__, "fullyconv.") if m.name not in NO_MODULES]
 
 

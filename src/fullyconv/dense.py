@@ -6,7 +6,7 @@ pixels is two products of small matrices with the few cells that it lies on. Her
 enough for the cache, and are gone before the next: faster than the plain way, the more so the more classes, in the
 memory of a few blocks and of a score map as wide as they are (``benchmarks/loss.py``). On the CPU a compiled
 kernel (`fullyconv.native`), where it was built, does what ends in one label or number a pixel, many times as fast
-again (``benchmarks/tail.py``).
+again (``benchmarks/tail.py``). On CUDA, where Triton is there, `fullyconv.fused` does that and the loss.
 
 The sums are the plain ones in another order, so results agree to rounding: of classes whose scores differ by less,
 either may win, of equal ones the first does. Scores are upsampled in float32 at least, whatever autocast says. Learned
@@ -20,7 +20,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from functools import cache, lru_cache, partial
+from itertools import product
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +32,9 @@ from torch.autograd.function import once_differentiable
 from fullyconv import losses, native
 from fullyconv.devices import serial_threads
 from fullyconv.losses import Reduction
+
+if TYPE_CHECKING:
+    from fullyconv.fused import Axis
 
 Result = TypeVar("Result")
 Size = tuple[int, int]
@@ -40,6 +46,8 @@ class Upsampling(Protocol):
 
     @property
     def learned(self) -> bool: ...
+
+    def parameters(self) -> Iterator[Tensor]: ...
 
     def matrix(
         self,
@@ -77,7 +85,7 @@ def argmax(scores: Tensor, upsample: Upsampling, size: Size, *, block: Size | No
         scores: (B, K, h, w), float.
         upsample: how scores reach the pixels.
         size: of the picture.
-        block: pixels made at a time by torch, (rows, columns); None: as many as fit the cache, or the native kernel.
+        block: pixels made at a time by torch, (rows, columns); None: as many as fit the cache, or a compiled kernel.
 
     Returns:
         (B, H, W), uint8 where K <= 255, else int32. Of equal scores the first class wins, of NaNs the first NaN, as
@@ -91,9 +99,9 @@ def argmax(scores: Tensor, upsample: Upsampling, size: Size, *, block: Size | No
         tensor([[[0, 0, 0, 1, 1, 1]]], dtype=torch.uint8)
     """
     dtype = _label_type(scores)
-    if block is None and (taps := _native_taps(scores, upsample, size)):
+    if block is None and (kernel := _kernel(scores, upsample, size)):
         labels = _empty(scores, size, dtype)
-        native.reduce(scores.detach().float(), *taps, labels=labels)
+        kernel(labels=labels)
         return labels
 
     def reduce(fine: Tensor) -> tuple[Tensor]:
@@ -112,9 +120,9 @@ def probability(
         labels as from `argmax`, and (B, H, W) float32 in 1/K..1, the largest softmax probability.
     """
     dtype = _label_type(scores)
-    if block is None and (taps := _native_taps(scores, upsample, size)):
+    if block is None and (kernel := _kernel(scores, upsample, size)):
         labels, probabilities = _empty(scores, size, dtype), _empty(scores, size, torch.float32)
-        native.reduce(scores.detach().float(), *taps, labels=labels, probability=probabilities)
+        kernel(labels=labels, probability=probabilities)
         return labels, probabilities
 
     def reduce(fine: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,9 +148,9 @@ def entropy(scores: Tensor, upsample: Upsampling, size: Size, *, block: Size | N
         >>> entropy(torch.zeros(1, 4, 1, 1), Upsample(Grid().conv(2, stride=2), Grid(), channels=4), (1, 2))
         tensor([[[1.3863, 1.3863]]])
     """
-    if block is None and (taps := _native_taps(scores, upsample, size)):
+    if block is None and (kernel := _kernel(scores, upsample, size)):
         entropies = _empty(scores, size, torch.float32)
-        native.reduce(scores.detach().float(), *taps, entropy=entropies)
+        kernel(entropy=entropies)
         return entropies
 
     def reduce(fine: Tensor) -> tuple[Tensor]:
@@ -199,10 +207,10 @@ def cross_entropy(
 
     Args:
         scores: (B, K, h, w), float.
-        upsample: how scores reach the pixels; where learned, the plain loss is computed, with its memory.
+        upsample: how scores reach the pixels. If it is learned, its kernels get their gradient, too.
         labels: (B, H, W) int64, 0..K-1 or ``void``; their size is the picture's.
         void, reduction, weights: as in `fullyconv.losses`. No gradient reaches ``weights``.
-        block: pixels made at a time; None: as many as fit the cache.
+        block: pixels made at a time; None: as many as fit the cache, or on CUDA a kernel.
 
     Returns:
         scalar, 0 or more, best 0. It can be differentiated once.
@@ -214,11 +222,15 @@ def cross_entropy(
             for one, truth in zip(scores.split(1), labels.split(1), strict=True)
             if bool((truth != void).any())
         ]
-        return torch.stack(means).mean() if means else scores.sum() * 0
-    height, width = labels.shape[-2:]
+        if means:
+            return torch.stack(means).mean()
+        reduction = "sum"  # of nothing
     if upsample.learned:
-        logits = upsample(scores, (height, width))
-        return losses.cross_entropy(logits, labels, void=void, reduction=reduction, weights=weights)
+        kernels = [kernel for kernel in upsample.parameters() if kernel.requires_grad and torch.is_grad_enabled()]
+        total = _LearnedCrossEntropy.apply(scores, upsample, labels, void, weights, block and block[0], *kernels)
+        counted = labels != void
+        count = counted if weights is None else weights.to(total)[labels.masked_fill(~counted, 0)] * counted
+        return losses.reduce(total, count.sum(), reduction)
     total, count = _CrossEntropy.apply(scores, upsample, labels, void, weights, block)
     return losses.reduce(total, count, reduction)
 
@@ -237,9 +249,18 @@ class _CrossEntropy(torch.autograd.Function):
         block: Size | None,
     ) -> tuple[Tensor, Tensor]:
         wants_slope: bool = ctx.needs_input_grad[0]
+        size = (labels.shape[1], labels.shape[2])
+        if block is None and (fused := _fused(scores)) and (axes := _axes(scores, upsample, size)):
+            total, count, slope = fused.cross_entropy(
+                scores.detach(), *axes, labels, void=void, weights=weights, slope=wants_slope
+            )
+            if slope is not None:
+                ctx.save_for_backward(slope.to(scores.dtype))
+            ctx.mark_non_differentiable(count)
+            return total, count
         # In powers of 2, which cost a third of powers of e on the CPU; log2(e) goes in where scores are few.
         coarse = _rows_first(scores) * math.log2(math.e)
-        down, across = _cut(coarse, upsample, (labels.shape[1], labels.shape[2]), block)
+        down, across = _cut(coarse, upsample, size, block)
 
         def compute(columns: _Strip) -> tuple[Tensor, Tensor, Tensor | None]:
             truth = labels[..., columns.pixels].transpose(0, 1).unsqueeze(2)  # (H, B, 1, C)
@@ -278,6 +299,50 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return slope * upstream, None, None, None, None, None
+
+
+class _LearnedCrossEntropy(torch.autograd.Function):
+    """As `_CrossEntropy`, with the kernels' gradient: that of a band is taken before the next band is made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        upsample: Upsampling,
+        labels: Tensor,
+        void: int,
+        weights: Tensor | None,
+        rows: int | None,
+        *kernels: Tensor,
+    ) -> Tensor:
+        wants_slopes = any(ctx.needs_input_grad)
+        coarse = _wide(scores).detach()
+        slopes = [torch.zeros_like(part) for part in (coarse, *kernels)]
+        total = coarse.new_zeros(())
+        # Of one picture at a time: the taller a band, the fewer cells are spread for two bands.
+        bands = list(_learned_cut(coarse[:1], upsample, (labels.shape[1], labels.shape[2]), rows))
+        for picture, band in product(range(len(coarse)), bands):
+            at = (slice(picture, picture + 1), slice(None), band.cells)
+            truth = labels[picture : picture + 1, band.pixels]
+            with torch.set_grad_enabled(wants_slopes):
+                cells = coarse[at].requires_grad_(wants_slopes)
+                fine = band.spread(cells, upsample, labels.shape[2])
+                loss = losses.cross_entropy(fine, truth, void=void, reduction="sum", weights=weights)
+            total += loss.detach()
+            if wants_slopes:
+                sums = (slopes[0][at], *slopes[1:])
+                for slope, more in zip(sums, torch.autograd.grad(loss, (cells, *kernels)), strict=True):
+                    slope += more
+        if wants_slopes:
+            ctx.save_for_backward(*slopes)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # Autograd rounds to the dtype of the scores, once.
+        slope, *kernel_slopes = (slope * upstream for slope in ctx.saved_tensors)
+        return slope, None, None, None, None, None, *kernel_slopes
 
 
 class _Strip(NamedTuple):
@@ -333,24 +398,42 @@ def _reduced(
     return [torch.cat(part, dim=2).transpose(0, 1).contiguous() for part in zip(*columns, strict=True)]
 
 
-def _learned_bands(scores: Tensor, upsample: Upsampling, size: Size, rows: int | None = None) -> Iterator[Tensor]:
-    """(B, K, rows, W) each: the layer itself, of the cells that a band lies on."""
+class _Band(NamedTuple):
+    """Some neighbouring rows of pixels, and the rows of cells of which learned upsampling makes them."""
+
+    pixels: slice
+    cells: slice
+    before: int
+    """Rows of pixels that are made with them and do not belong to them."""
+
+    def spread(self, cells: Tensor, upsample: Upsampling, width: int) -> Tensor:
+        """(B, K, those cells, w) -> (B, K, R, W)."""
+        rows = self.before + self.pixels.stop - self.pixels.start
+        return upsample(cells, (rows, width))[:, :, self.before :]
+
+
+def _learned_cut(scores: Tensor, upsample: Upsampling, size: Size, rows: int | None) -> Iterator[_Band]:
+    """The rows of a picture, cut into bands; where upsampling is not the same at every cell, one of all."""
     (pictures, classes, cells, _), (height, width) = scores.shape, size
     if not isinstance(upsample, Periodic) or upsample.factor.denominator != 1:
-        with torch.no_grad():
-            yield upsample(scores, size)
+        yield _Band(slice(0, height), slice(0, cells), 0)
         return
     factor = int(upsample.factor)
-    rows = rows or max(factor, (1 << 23) // (pictures * classes * width))
+    rows = rows or max(factor, (1 << 22) // (pictures * classes * width))
     for start in range(0, height, rows):
         stop = min(start + rows, height)
         touched = upsample.matrix(cells, height, start=start, stop=stop).any(0).nonzero()
         first, last = (int(touched[0]), int(touched[-1])) if len(touched) else (0, cells)
         first = min(first, start // factor)
-        skipped = first * factor
+        yield _Band(slice(start, stop), slice(first, last + 1), start - first * factor)
+
+
+def _learned_bands(scores: Tensor, upsample: Upsampling, size: Size, rows: int | None = None) -> Iterator[Tensor]:
+    """(B, K, rows, W) each: the layer itself, of the cells that a band lies on."""
+    for band in _learned_cut(scores, upsample, size, rows):
         with torch.no_grad():
-            fine = upsample(scores[:, :, first : last + 1], (stop - skipped, width))
-        yield fine[:, :, start - skipped :]
+            fine = band.spread(scores[:, :, band.cells], upsample, size[1])
+        yield fine
 
 
 def _bilinear_bands(scores: Tensor, taps: tuple[native.Taps, native.Taps]) -> Iterator[Tensor]:
@@ -399,8 +482,11 @@ def _each(strips: Sequence[_Strip], compute: Callable[[_Strip], Result]) -> list
 
 def _rows_first(scores: Tensor) -> Tensor:
     """(B, K, h, w) -> (h, B, K, w), in which either axis spreads by one product of matrices, whatever B and K."""
-    wide = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    return wide.permute(2, 0, 1, 3).contiguous()
+    return _wide(scores).permute(2, 0, 1, 3).contiguous()
+
+
+def _wide(scores: Tensor) -> Tensor:
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
 def _cut(coarse: Tensor, upsample: Upsampling, size: Size, block: Size | None) -> tuple[list[_Strip], list[_Strip]]:
@@ -433,6 +519,47 @@ def _strips(coarse: Tensor, upsample: Upsampling, axis: int, pixels: int, length
         first, last = (int(touched[0]), int(touched[-1]) + 1) if len(touched) else (0, 1)
         strips.append(_Strip(slice(start, stop), slice(first, last), shares[:, first:last].to(coarse.device)))
     return strips
+
+
+def _kernel(scores: Tensor, upsample: Upsampling, size: Size) -> Callable[..., None] | None:
+    """What fills labels and numbers without torch, if anything does."""
+    if (fused := _fused(scores)) and (axes := _axes(scores, upsample, size)):
+        return partial(fused.reduce, scores.detach(), *axes)
+    taps = _native_taps(scores, upsample, size)
+    return partial(native.reduce, scores.detach().float(), *taps) if taps else None
+
+
+def _fused(scores: Tensor) -> ModuleType | None:
+    """`fullyconv.fused`, where it computes such scores."""
+    return _fused_on(scores.device) if scores.is_cuda and scores.dtype != torch.float64 else None
+
+
+@cache
+def _fused_on(device: torch.device) -> ModuleType | None:
+    try:
+        from fullyconv import fused
+    except ImportError:  # a torch that came without Triton
+        return None
+    return None if fused.why_not(device) else fused
+
+
+def _axes(scores: Tensor, upsample: Upsampling, size: Size) -> tuple[Axis, Axis] | None:
+    """What the Triton kernels need of the rows and of the columns."""
+    if upsample.learned or not isinstance(upsample, Bilinear):
+        return None
+    rows = _axis(upsample, scores.shape[2], size[0], scores.device)
+    columns = _axis(upsample, scores.shape[3], size[1], scores.device)
+    return (rows, columns) if rows is not None and columns is not None else None
+
+
+@lru_cache(maxsize=64)
+def _axis(upsample: Bilinear, cells: int, pixels: int, device: torch.device) -> Axis | None:
+    """Kept, since making it on the CPU and sending it would take longer than a kernel runs."""
+    from fullyconv.fused import Axis
+
+    taps = upsample.taps(cells, pixels)
+    with torch.inference_mode(False):  # what is kept serves training too
+        return None if taps is None else Axis.of(taps, cells, device)
 
 
 def _native_taps(scores: Tensor, upsample: Upsampling, size: Size) -> tuple[native.Taps, native.Taps] | None:

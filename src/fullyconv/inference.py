@@ -53,7 +53,11 @@ def whole(model: FCN, image: Tensor) -> dict[str, Tensor]:
         >>> whole(model, torch.zeros(1, 3, 50, 70))["out"].shape
         torch.Size([1, 3, 8, 12])
     """
-    return model.score_maps(image.to(device_of(model)))
+    device = device_of(model)
+    if device.type == "cuda" and image.device.type == "cpu":
+        # From pinned memory a device copies by itself while Python goes on.
+        return model.score_maps(image.pin_memory().to(device, non_blocking=True))
+    return model.score_maps(image.to(device))
 
 
 def choose(model: FCN, image: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The same model with score maps from another engine: OpenVINO or ONNX Runtime."""
+"""The same model with score maps from another engine: OpenVINO, ONNX Runtime, or recorded on CUDA."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fullyconv.devices import device_of
 from fullyconv.engines import Engine
 from fullyconv.errors import ConfigError
 from fullyconv.exporters import export
+from fullyconv.graphs import Graphed
 from fullyconv.model import FCN
 
 
@@ -36,7 +37,7 @@ class Driven(FCN):
 
 
 def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os.PathLike[str] | None = None) -> FCN:
-    """A model that gives the same score maps by another engine; with torch, the model itself.
+    """A model that gives the same score maps by another engine; with torch, the model itself, `Graphed` on CUDA.
 
     Args:
         model: in eval mode, on the device where it is to run; stays as it was.
@@ -50,7 +51,8 @@ def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os
         CheckpointError: the exported trunk is damaged.
         ExportError: the net cannot be exported.
     """
-    on_cpu = device_of(model).type == "cpu"
+    device = device_of(model)
+    on_cpu = device.type == "cpu"
     trunk = None if folder is None else Path(folder) / engines.FOLDER / "trunk.onnx"
     if engine == "auto":
         tuned = engines.read_tuned(folder) if folder is not None and on_cpu else None
@@ -61,7 +63,7 @@ def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os
             trunk = trunk.with_name(best.file)
         engine = "torch" if engine == "auto" else engine
     if engine == "torch":
-        return model
+        return Graphed(model) if device.type == "cuda" else model
     if not on_cpu:
         raise ConfigError(f"engine: {engine} runs on the CPU; expected device cpu, or engine torch", where="engine")
     if folder is not None and trunk is not None and trunk.exists():

@@ -10,7 +10,7 @@ cells happen to lie in the middle of their blocks; the authors' nets have zeros 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -324,6 +324,10 @@ class Nearest:
     def factor(self) -> Fraction:
         """Pixels from one score to the next."""
         return self.upsample.factor / self.scale
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The learned kernels."""
+        return self.upsample.parameters()
 
     def size(self, pixels: int) -> int:
         """Logits along an axis of so many pixels.
