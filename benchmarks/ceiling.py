@@ -50,6 +50,8 @@ def main() -> None:
         run()
     while min((spent.get(name, 0.0) for name in measured), default=budget) < budget:
         for name, (_, amount, run) in measured.items():
+            if spent.get(name, 0.0) >= budget:
+                continue
             started_at = time.perf_counter()
             run()
             took = time.perf_counter() - started_at

@@ -3,64 +3,75 @@
     python benchmarks/loss.py [--threads 2] [--rounds 7] [--quick]
 
 `F.interpolate` and `F.cross_entropy` against `fullyconv.dense.cross_entropy`, of random score maps at stride 8, one
-pixel in twenty void. Each competitor has a process of its own; they take turns. Medians, ratios, the memory added at
-the peak of a first call, and how far the gradients are apart (refused beyond 1e-5 of the largest) are printed and
-written to ``benchmarks/results/loss.json``. The limit is the time that only reading labels and scores and writing the
-gradient would take, at the rate of ``ceiling.py``.
+pixel in twenty void; and learned upsampling, a transposed convolution in place of `F.interpolate`, whose kernels get a
+gradient, too. Each competitor has a process of its own; they take turns. Medians, ratios, the memory added at the peak
+of a first call, and how far the gradients are apart (refused beyond 1e-5 of the largest) are printed and written to
+``benchmarks/results/loss.json``. The limit is the time that only reading labels and scores and writing the gradient
+would take, at the rate of ``ceiling.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Turns, ceiling, take_turns, write
+from common import ceiling, take_turns, write
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fullyconv import dense
+from fullyconv.config import Upsampling
 from fullyconv.geometry import Grid
 from fullyconv.upsample import Upsample
 
 STRIDE, VOID = 8, 255
-CASES = [(150, 4, 512, 512), (21, 4, 320, 320)]
-"""Classes, pictures, height, width."""
 CLOSE = 1e-5
 
 Case = tuple[int, int, int, int]
+Gradients = Sequence[NDArray[np.float32]]
+
+CASES: list[tuple[Case, Upsampling]] = [
+    ((150, 4, 512, 512), "fixed"),
+    ((21, 4, 320, 320), "fixed"),
+    ((21, 4, 320, 320), "learned"),
+]
+"""Classes, pictures, height, width; and the kernel."""
 
 
-def make(name: str, case: Case) -> Callable[[], object]:
-    """A call computes the loss and gives its gradient as NumPy's array."""
+def make(name: str, case: Case, kernel: Upsampling = "fixed") -> Callable[[], Gradients]:
+    """A call computes the loss and gives its gradients, by the scores and by a learned kernel."""
     classes, pictures, height, width = case
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(pictures, classes, height // STRIDE, width // STRIDE, generator=generator).requires_grad_()
     labels = torch.randint(0, classes, (pictures, height, width), generator=generator)
     labels[:, : height // 20] = VOID
-    upsample = Upsample(Grid().conv(STRIDE, stride=STRIDE), Grid(), classes)
+    upsample = Upsample(Grid().conv(STRIDE, stride=STRIDE), Grid(), classes, kernel=kernel)
 
-    def run(scores: Tensor = scores, labels: Tensor = labels) -> object:
+    def run(scores: Tensor = scores, labels: Tensor = labels) -> Gradients:
         scores.grad = None
+        upsample.zero_grad()
         if name == "plain":
-            logits = F.interpolate(scores, labels.shape[1:], mode="bilinear")
+            size = (labels.shape[1], labels.shape[2])
+            logits = F.interpolate(scores, size, mode="bilinear") if kernel == "fixed" else upsample(scores, size)
             F.cross_entropy(logits, labels, ignore_index=VOID).backward()
         else:
             dense.cross_entropy(scores, upsample, labels, void=VOID).backward()
-        assert scores.grad is not None
-        return scores.grad.numpy()
+        return [learnt.grad.numpy() for learnt in (scores, *upsample.parameters()) if learnt.grad is not None]
 
     small = torch.randn(1, classes, 4, 4, generator=generator).requires_grad_()
     run(small, labels[:1, -32:, :32])  # so that libraries and threads are there
     return run
 
 
-def apart(found: dict[str, Turns]) -> float:
-    """The largest difference of the gradients, as a share of the largest gradient."""
-    plain, ours = found["plain"].sent, found["dense"].sent
-    return float(abs(plain - ours).max() / abs(plain).max())
+def apart(plain: Gradients, ours: Gradients) -> float:
+    """The largest difference of gradients, as a share of the largest gradient."""
+    pairs = zip(plain, ours, strict=True)
+    return max(float(abs(theirs - mine).max() / abs(theirs).max()) for theirs, mine in pairs)
 
 
 def main() -> None:
@@ -72,19 +83,19 @@ def main() -> None:
     copy = ceiling().get("copy", float("nan"))
     rows = []
     print(f"{'classes, pictures':22} {'':7} {'ms':>8} {'ratio':>7} {'peak MB':>8} {'limit, ms':>10} {'gradients':>10}")
-    for case in CASES:
+    for case, kernel in CASES:
         classes, pictures, height, width = case
         found = take_turns(
-            {name: partial(make, name, case) for name in ("plain", "dense")},
+            {name: partial(make, name, case, kernel) for name in ("plain", "dense")},
             threads=options.threads,
             rounds=3 if options.quick else options.rounds,
             send=True,
         )
-        difference = apart(found)
+        difference = apart(found["plain"].sent, found["dense"].sent)
         limit = pictures * height * width * (8 + 2 * 4 * classes / STRIDE**2) / copy / 1e6
         first = found["plain"].median_ms
         for name, turns in found.items():
-            text = f"{classes}, {pictures}x{height}x{width}" if name == "plain" else ""
+            text = f"{classes}, {pictures}x{height}x{width}" if name == "plain" else kernel if kernel != "fixed" else ""
             print(
                 f"{text:22} {name:7} {turns.median_ms:8.1f} {first / turns.median_ms:6.1f}x {turns.peak_mb:8.0f}"
                 f" {limit:10.1f} {difference:10.0e}",
@@ -92,6 +103,7 @@ def main() -> None:
             )
         rows.append(
             {
+                "kernel": kernel,
                 "classes": classes,
                 "pictures": pictures,
                 "height": height,

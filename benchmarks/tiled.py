@@ -1,6 +1,7 @@
 """What does it cost to segment a picture too large for memory, in time for each pixel and in memory?
 
     python benchmarks/tiled.py [--size 6000] [--backbone squeezenet1_1] [--classes 21] [--rounds 3] [--memory 1024]
+    python benchmarks/tiled.py --size 20000 --rounds 1 --tif
 
 A picture of ``size`` by ``size`` pixels is read from its file, segmented and written by `segment_raster`. Beside that,
 in memory and without files: a picture of 2,048 x 2,048 in one piece, and a tile of 2,048 with all that lies around it
@@ -28,7 +29,7 @@ from typing import Any
 TILE = 2048
 
 
-def write_pictures(folder: Path, size: int, *, geo: bool) -> None:
+def write_pictures(folder: Path, size: int, *, geo: bool, png: bool) -> None:
     """Coloured squares with noise on them, as PNG and, if rasterio is there, as TIFF, written band by band."""
     import numpy as np
 
@@ -58,6 +59,8 @@ def write_pictures(folder: Path, size: int, *, geo: bool) -> None:
         for start in range(0, size, 64):
             rows = band(start)
             dataset.write(np.moveaxis(rows, 2, 0), window=Window(0, start, size, len(rows)))
+    if not png:
+        return
     rasterio.shutil.copy(folder / "picture.tif", folder / "picture.png", driver="PNG", ZLEVEL=1)
     (folder / "picture.png.aux.xml").unlink(missing_ok=True)
 
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--tif", action="store_true", help="GeoTIFF to GeoTIFF alone, which needs rasterio")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -122,10 +126,14 @@ def main() -> None:
 
     geo = rasters.installed()
     tile, picture = f"tile of {TILE} and surroundings", f"picture of {TILE} in one piece"
-    runs = [tile, picture, *(["tif to png", "tif to tif"] if geo else []), "png to png"]
+    if options.tif and not geo:
+        raise SystemExit("--tif needs rasterio, which is not installed")
+    runs = [tile, *(["tif to tif"] if options.tif else [picture, "png to png"])]
+    if geo and not options.tif:
+        runs += ["tif to png", "tif to tif"]
     taken: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(Path(folder), options.size, geo=geo)
+        write_pictures(Path(folder), options.size, geo=geo, png=not options.tif)
         for _ in range(options.rounds):
             for name in runs:
                 command = [sys.executable, __file__, *sys.argv[1:], "--run", name, "--folder", folder]

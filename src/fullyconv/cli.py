@@ -595,7 +595,12 @@ def tune(
         Path | None,
         typer.Option(metavar="DIR", help="Your own pictures, to see how far labels agree.  [default: generated ones]"),
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise by nncf, too; needs --pictures.")] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="Quantise by nncf, too; needs --pictures: half choose the ranges, the others judge."
+        ),
+    ] = False,
     allow_loss: Annotated[
         float | None,
         typer.Option(

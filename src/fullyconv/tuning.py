@@ -82,13 +82,14 @@ def measure(
         folder: of a model.
         size: (height, width) of the picture that is timed.
         pictures: a folder of the user's pictures, on which agreement is measured; None: generated ones.
-        int8: quantise by nncf and measure that, too; needs ``pictures``.
+        int8: quantise by nncf and measure that, too; needs ``pictures``, of which half choose the ranges and the others
+            judge.
         allow_loss: share of pixels, 0..1, that may get another label for speed; None: 0.005, and never int8.
         rounds: times that each engine takes its turn.
         on_progress: told what is going on, line by line.
 
     Raises:
-        ConfigError: a setting makes no sense, or there is no picture.
+        ConfigError: a setting makes no sense, there is no picture, or int8 lacks nncf or OpenVINO.
         CheckpointError, ExportError: as of `checkpoint.load` and `exporters.export`.
     """
     if rounds < 1 or min(size) < 1:
@@ -99,14 +100,21 @@ def measure(
         raise ConfigError(
             "int8: name a folder of your own pictures (--pictures), by which ranges are chosen", where="int8"
         )
+    for package in ("openvino", "nncf") if int8 else ():
+        if not engines.installed(package):
+            raise ConfigError(f"int8: {package} is not installed; pip install 'fullyconv[int8]'", where="int8")
     folder = Path(folder)
     model = checkpoint.load(folder)
-    shown = _pictures(pictures, model.channels, size)
+    # Judged by the pictures that chose its ranges, int8 would look better than it is.
+    found = _pictures(pictures, model.channels, size, 2 * MOST_PICTURES if int8 else MOST_PICTURES)
+    choosing, shown = (found[::2], found[1::2] or found) if int8 else ([], found)
     said = (
         f"{len(shown)} of {pictures}"
         if pictures is not None
         else f"{len(shown)} generated ones, smooth and without meaning"
     )
+    if int8:
+        said += f", int8's ranges chosen by {len(choosing)} others" if len(found) > 1 else ", which chose int8's ranges"
     place = folder / engines.FOLDER
     identity = engines.identity(folder)
     candidates = [_Candidate("torch", "32")]
@@ -124,7 +132,7 @@ def measure(
     if int8:
         on_progress("quantising")
         trunk = engines.TrunkInfo.read(place / "trunk.json")
-        openvino.quantise(place / "trunk.onnx", place / "int8.xml", [trunk.prepare(picture) for picture in shown])
+        openvino.quantise(place / "trunk.onnx", place / "int8.xml", [trunk.prepare(picture) for picture in choosing])
         shutil.copyfile(place / "trunk.json", place / "int8.json")
         candidates.append(_Candidate("openvino", "int8", "int8.xml"))
     rows = _race(folder, candidates, shown, size, rounds, on_progress)
@@ -134,7 +142,9 @@ def measure(
     return tuned
 
 
-def _pictures(folder: str | Path | None, channels: int, size: tuple[int, int]) -> list[images.Array]:
+def _pictures(
+    folder: str | Path | None, channels: int, size: tuple[int, int], most: int = MOST_PICTURES
+) -> list[images.Array]:
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(4, channels, 8, 8, generator=generator) * 255
@@ -144,7 +154,7 @@ def _pictures(folder: str | Path | None, channels: int, size: tuple[int, int]) -
         raise ConfigError(f"pictures: the model reads {channels} channels; expected one of 3", where="pictures")
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in images.SUFFIXES)
     found = []
-    for path in files[:: -(-len(files) // MOST_PICTURES) or 1]:
+    for path in files[:: -(-len(files) // most) or 1]:
         try:
             pixels = images.read_image(path).pixels
         except FullyConvError:
