@@ -89,3 +89,18 @@ def test_scores_on_the_cpu_never_ask_for_triton(monkeypatch: pytest.MonkeyPatch)
     scores, upsample = torch.zeros(1, 3, 2, 2), Upsample(Grid().conv(4, stride=4), Grid(), 3)
     assert not dense.argmax(scores, upsample, (8, 8)).any()
     assert dense.cross_entropy(scores, upsample, torch.zeros(1, 8, 8, dtype=torch.long), void=255) > 1
+
+
+def test_what_kernels_fill_lies_where_the_scores_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: list[torch.Tensor] = []
+    monkeypatch.setattr(dense, "_kernel", lambda *_: lambda **made: filled.extend(made.values()))
+    scores, upsample = torch.zeros(1, 3, 2, 2, device="meta"), Upsample(Grid().conv(4, stride=4), Grid(), 3)
+    for reduce in (dense.argmax, dense.probability, dense.entropy):
+        reduce(scores, upsample, (8, 8))
+    assert [made.device.type for made in filled] == ["meta"] * 4
+    taps = upsample.taps(2, 8)
+    pytest.importorskip("triton", reason="torch came without triton")
+    from fullyconv.fused import Axis
+
+    axis = Axis.of(taps, 2, scores.device)
+    assert {field.device.type for field in axis if isinstance(field, torch.Tensor)} == {"meta"}

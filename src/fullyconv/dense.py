@@ -578,7 +578,7 @@ def _taps(scores: Tensor, upsample: Upsampling, size: Size) -> tuple[native.Taps
 
 
 def _empty(scores: Tensor, size: Size, dtype: torch.dtype) -> Tensor:
-    return torch.empty(len(scores), *size, dtype=dtype)
+    return torch.empty(len(scores), *size, dtype=dtype, device=scores.device)
 
 
 def _label_type(scores: Tensor) -> torch.dtype:

@@ -110,19 +110,11 @@ def cross_entropy(
     """
     pictures, classes, h, w = scores.shape
     labels = labels.contiguous()
-    share = scores.new_ones(classes, dtype=torch.float32) if weights is None else weights.to(scores.device).float()
+    share = scores.new_ones(classes, dtype=torch.float32)
+    if weights is not None:
+        share = weights.to(share).contiguous()
     peak, scale = (torch.empty_like(labels, dtype=torch.float32) if slope else None for _ in range(2))
-    sums = _launch(
-        scores,
-        rows,
-        columns,
-        "loss",
-        labels=labels,
-        values=peak,
-        scale=scale,
-        weights=share.contiguous(),
-        void=void,
-    )
+    sums = _launch(scores, rows, columns, "loss", labels=labels, values=peak, scale=scale, weights=share, void=void)
     total, count = sums.sum((1, 2, 3))
     if peak is None or scale is None:
         return total, count, None
