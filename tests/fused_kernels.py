@@ -229,10 +229,11 @@ def test_loss_and_gradient_equal_those_of_everything(case: Case, void: float, we
     assert count.item() == pytest.approx(share[labels[counted]].double().sum().item(), rel=1e-5)
     assert slope is not None
     assert (slope.cpu() - want).norm() <= 1e-5 * want.norm() + 1e-6
-    again = fused.cross_entropy(*arguments, void=VOID, weights=weights, slope=True)
-    assert again[2] is not None
-    assert again[0].equal(total)
-    assert again[2].equal(slope)
+    if DEVICE.type == "cuda":  # the interpreter runs programs one after the other
+        again = fused.cross_entropy(*arguments, void=VOID, weights=weights, slope=True)
+        assert again[2] is not None
+        assert again[0].equal(total)
+        assert again[2].equal(slope)
 
 
 def test_more_classes_than_a_block_holds_get_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
