@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from scoremaps import laid_out, scores_of
 from torch import Tensor
 
 from fullyconv import dense, fused, losses
@@ -64,33 +65,6 @@ class Case:
         fused.reduce(scores, *self.axes(), labels=again, probability=probability)
         fused.reduce(scores, *self.axes(), entropy=entropy)
         return labels.cpu(), again.cpu(), probability.cpu(), entropy.cpu()
-
-
-def scores_of(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    scores = torch.randn(shape, generator=generator) * 4
-    if kind == "ties":
-        return scores.div(4).round()
-    if kind == "planes":  # classes that are equal everywhere
-        return scores[:, torch.arange(shape[1]) // 2]
-    if kind == "large":
-        return scores * 1e38
-    if kind == "masked":
-        scores[:, torch.rand(shape[1], generator=generator) < 0.4] = -math.inf
-    if kind == "odd":
-        for value in (math.nan, math.inf, -math.inf):
-            scores[torch.rand(shape, generator=generator) < 0.3 / shape[1]] = value
-    return scores
-
-
-def laid_out(scores: Tensor, layout: str) -> Tensor:
-    if layout == "channels last":
-        return scores.contiguous(memory_format=torch.channels_last)
-    if layout == "within a larger map":
-        larger = torch.full((len(scores), scores.shape[1] + 3, *(2 * n + 1 for n in scores.shape[2:])), math.nan)
-        part = larger[:, 1:-2, 1::2, 1::2]
-        part.copy_(scores)
-        return part
-    return scores
 
 
 @st.composite
