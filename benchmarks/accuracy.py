@@ -5,7 +5,7 @@
 
 Everybody learns from the same pictures on the same machine and is scored by one scorer, on all of val, at the pictures'
 own size (`fullyconv.metrics.ConfusionMatrix`). Who competes, and with which settings from which documentation, is in
-``competitors.py``. Starting weights are only given to those that say ImageNet.
+``learning.py`` (ours) and ``peers.py``. Starting weights are only given to those that say ImageNet.
 
 First a pace is measured: all take turns, a step each, with all threads, and the median of several rounds counts; the
 pictures' transforms are part of a step. Then each has ``60 * minutes / pace`` steps, over which its schedule runs. So a
@@ -35,7 +35,8 @@ from typing import Any
 
 import torch
 from common import RESULTS, context, machine, take_turns
-from competitors import COMPETITORS, NEEDS, Competitor, Predict, Task
+from competitors import COMPETITORS, NEEDS
+from learning import Competitor, Predict, Task
 
 from fullyconv.datasets import SegmentationDataset, dataset
 from fullyconv.errors import FullyConvError
@@ -131,7 +132,7 @@ def measure(names: Sequence[str], task_of: Callable[[int], Task], known: Mapping
     task = task_of(1000)
     makers = {name: partial(_stepper, name, task) for name in running}
     threads = os.cpu_count() or 1
-    found = {n: t.median_ms / 1000 for n, t in take_turns(makers, threads=threads, rounds=rounds, warm=2).items()}
+    found = {n: t.median_ms / 1000 for n, t in take_turns(makers, threads=threads, rounds=rounds).items()}
     factor = 1.0 if reference is None else known[reference] / found[reference]
     return dict(known) | {name: factor * found[name] for name in names}
 
@@ -270,7 +271,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="one of: " + "; ".join(COMPETITORS))
     parser.add_argument("--jobs", type=int, default=1, help="competitors that train at a time, with a thread each")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each that its pace is the median of")
+    parser.add_argument("--rounds", type=int, default=3, help="steps of each that its pace is the median of")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="only write table and figure to docs/results")
     options = parser.parse_args()
