@@ -24,6 +24,7 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -294,12 +295,13 @@ def main() -> int:
     if options.weights is not None and not options.weights.is_file():
         parser.error(f"--weights {options.weights}: no such file")
     try:
-        return compete(options, name, Path(folder), found, path)
+        with tempfile.TemporaryDirectory() as scratch:
+            return compete(options, name, Path(folder), found, path, Path(scratch))
     except FullyConvError as error:
         parser.error(str(error))
 
 
-def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, path: Path) -> int:
+def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, path: Path, scratch: Path) -> int:
     """Measure, train and score whoever has not finished yet; 1 where somebody failed."""
     chosen = [one for one in COMPETITORS if one in options.only or not options.only]
     for one in [one for one in chosen if not installed(one)]:
@@ -334,7 +336,7 @@ def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, 
     }
 
     def task_of(steps: int) -> Task:
-        return Task(folder, train_data, options.weights, options.input, steps, every(steps), options.seed)
+        return Task(folder, train_data, options.weights, options.input, steps, every(steps), options.seed, scratch)
 
     left = [one for one in chosen if "scores" not in found["competitors"].get(one, {})]
     if new := [one for one in left if one not in found["pace"]]:

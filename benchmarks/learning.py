@@ -47,6 +47,7 @@ class Task:
         steps: of the budget, over which schedules run.
         every: steps between scorings; the last step is one too.
         seed: of all that is random.
+        scratch: a folder for whoever writes files while learning.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Task:
     steps: int
     every: int
     seed: int
+    scratch: Path
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ class Ours:
             "fit": stage.fit.model_dump(mode="json"),
             "data": stage.data.model_dump(mode="json", exclude={"root", "name"}),
         }
-        folder = tempfile.TemporaryDirectory()
+        self.folder = Path(tempfile.mkdtemp(dir=task.scratch))
         # Without val: what is scored is the last model, so that val chooses nothing, as for all others.
         self._events = fitting.fit(
             model,
@@ -125,9 +127,8 @@ class Ours:
             None,
             stage.fit.model_copy(update={"evaluate_every": task.every}),
             data=stage.data,
-            out=folder.name,
+            out=self.folder,
         )
-        self._folder = folder  # after the events, which still write into it when they are closed
 
     def step(self) -> None:
         next(event for event in self._events if isinstance(event, Step))

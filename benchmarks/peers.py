@@ -171,8 +171,7 @@ class Ultralytics:
     """
 
     def __init__(self, task: Task) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        folder = Path(self._folder.name)
+        folder = Path(tempfile.mkdtemp(dir=task.scratch))
         data = _as_ultralytics_wants(task, folder)
         os.environ["YOLO_CONFIG_DIR"], os.environ["YOLO_OFFLINE"] = str(folder), "true"
         os.environ["YOLO_VERBOSE"] = "false"

@@ -193,10 +193,8 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Constant:
     """A competitor that calls everything one class, and writes down that it learns."""
 
-    settings: dict[str, object] = {"source": "none", "batch": 1}
-    parameters = 1
-
     def __init__(self, answer: int, notes: Path, mark: str) -> None:
+        self.settings, self.parameters = {"source": "none", "batch": 1}, 1
         self.answer, self.notes, self.mark = answer, notes, mark
 
     def step(self) -> None:
@@ -284,7 +282,7 @@ def race(
             only=list(only), weights=weights, input="caffe", minutes=1.0, jobs=2, rounds=1, seed=0
         )
         found = json.loads(path.read_text()) if path.exists() else {}
-        return accuracy.compete(options, "street", street, found, path), json.loads(path.read_text())
+        return accuracy.compete(options, "street", street, found, path, tmp_path), json.loads(path.read_text())
 
     return compete
 
@@ -332,7 +330,7 @@ def test_ours_learns_what_the_command_learns(
     learning = scripts["learning"]
     monkeypatch.setattr(learning, "tune", lambda: "")  # it would hold for all tests
     train_data = dataset("folder", street, split="train")
-    task = learning.Task(street, train_data, None, "caffe", steps=2, every=1, seed=3)
+    task = learning.Task(street, train_data, None, "caffe", steps=2, every=1, seed=3, scratch=tmp_path)
     ours = learning.Ours(task, "--backbone", "tinyvgg")
     ours.step()
     before = ours.predictor()
@@ -348,6 +346,6 @@ def test_ours_learns_what_the_command_learns(
     result = CliRunner().invoke(app, ["train", str(street), *options, "--out", str(run)])
     assert result.exit_code == 0, result.output
     (last,) = run.glob("*/last/model.safetensors")
-    theirs, mine = read_weights(last), read_weights(Path(ours._folder.name) / "last" / "model.safetensors")
+    theirs, mine = read_weights(last), read_weights(ours.folder / "last" / "model.safetensors")
     assert theirs.keys() == mine.keys()
     assert all(torch.equal(theirs[name], mine[name]) for name in theirs)
