@@ -146,7 +146,8 @@ def train(
     names: Sequence[str], run: Callable[[str], Found], *, jobs: int, threads: int
 ) -> Iterator[tuple[str, Found | str]]:
     """What each found, or why it did not, in processes of their own, ``jobs`` at a time; in the order they end."""
-    waiting, running = list(names), {}
+    waiting = list(names)
+    running: dict[Connection, tuple[str, Any]] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             name = waiting.pop(0)

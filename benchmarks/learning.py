@@ -82,8 +82,10 @@ class Competitor(Protocol):
         parameters: that learn.
     """
 
-    settings: Mapping[str, Any]
-    parameters: int
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+    @property
+    def parameters(self) -> int: ...
 
     def step(self) -> None:
         """Learn from one batch."""

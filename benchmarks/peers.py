@@ -28,7 +28,7 @@ def smp(task: Task, architecture: str, encoder: str, batch: int = 8) -> Loop:
     torch.manual_seed(task.seed)
     net: nn.Module = getattr(smp, architecture)(encoder, encoder_weights=None, in_channels=3, classes=len(task.classes))
     lr, lowest = 2e-4, 1e-5
-    crop = tuple(min(320, _up(side)) for side in task.size)
+    crop = _crop(320, task.size)
     dice = smp.losses.DiceLoss(smp.losses.MULTICLASS_MODE, from_logits=True, ignore_index=task.void)
     return Loop(
         task,
@@ -55,7 +55,7 @@ def smp(task: Task, architecture: str, encoder: str, batch: int = 8) -> Loop:
 class Albumentations:
     """The augmentation of smp's CamVid example."""
 
-    def __init__(self, crop: tuple[int, ...], void: int) -> None:
+    def __init__(self, crop: tuple[int, int], void: int) -> None:
         import albumentations as A  # type: ignore[import-not-found, unused-ignore]
         import cv2  # type: ignore[import-not-found, unused-ignore]
 
@@ -125,7 +125,7 @@ def segformer(task: Task) -> Loop:
     # The defaults of SegformerConfig are the sizes of b0.
     net = SegformerForSemanticSegmentation(SegformerConfig(num_labels=len(task.classes)))
     lr, batch, warm = 6e-5, 8, 1500 / 160_000
-    crop = tuple(min(512, _up(side)) for side in task.size)
+    crop = _crop(512, task.size)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         factor = 10.0 if name.startswith("decode_head") else 1.0
@@ -273,6 +273,7 @@ def _as_ultralytics_wants(task: Task, folder: Path) -> Path:
     return folder / "data.yaml"
 
 
-def _up(side: int) -> int:
-    """The next multiple of 32."""
-    return -(-side // 32) * 32
+def _crop(side: int, size: tuple[int, int]) -> tuple[int, int]:
+    """A square crop, but no larger than the pictures, whose sides are rounded up to multiples of 32."""
+    height, width = (min(side, -(-length // 32) * 32) for length in size)
+    return height, width
