@@ -98,6 +98,7 @@ def _from(pipe: Connection, name: str) -> Any:
 
 def _serve(make: Make, threads: int, warm: int, send: bool, pipe: Connection) -> None:
     torch.set_num_threads(threads)
+    parent = os.getppid()
     try:
         run = make()
         before = peak_mb()
@@ -107,13 +108,21 @@ def _serve(make: Make, threads: int, warm: int, send: bool, pipe: Connection) ->
         for _ in range(warm - 1):
             run()
         pipe.send(first)
-        while pipe.recv():
+        while _called(pipe, parent):
             started_at = time.perf_counter()
             run()
             pipe.send(1000 * (time.perf_counter() - started_at))
     except Exception:
         traceback.print_exc()
         os._exit(1)
+
+
+def _called(pipe: Connection, parent: int) -> bool:
+    """Waits for a turn; False when there are no more, also because whoever gives them was killed."""
+    while not pipe.poll(1.0):
+        if os.getppid() != parent:  # competitors that were forked later hold the pipe open, so its end cannot tell
+            return False
+    return bool(pipe.recv())
 
 
 def peak_mb() -> float:

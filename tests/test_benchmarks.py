@@ -7,6 +7,7 @@ import ast
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +76,40 @@ def test_a_competitor_that_dies_is_named(scripts: dict[str, ModuleType], capfd: 
     with pytest.raises(SystemExit, match="broken: its process ended"):
         scripts["common"].take_turns({"broken": lambda: lambda: 1 / 0}, threads=1, rounds=1)
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there are competitors forked")
+def test_competitors_end_when_whoever_gives_turns_is_killed(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    def referee() -> None:
+        def make(name: str) -> Callable[[], object]:
+            (tmp_path / name).write_text(str(os.getpid()))
+            return lambda: time.sleep(0.05)
+
+        makers = {name: lambda name=name: make(name) for name in "ab"}
+        scripts["common"].take_turns(makers, threads=1, rounds=100_000)
+
+    process = scripts["common"].context().Process(target=referee)
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "b").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.kill()
+    process.join()
+    left = [int((tmp_path / name).read_text()) for name in "ab"]
+    while (left := [pid for pid in left if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process that is not merely waiting to be buried."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_the_losses_that_compete_have_one_gradient(scripts: dict[str, ModuleType]) -> None:
