@@ -228,7 +228,8 @@ def page(found: Found, name: str) -> str:
             f"`{found['command']}`: {found['train']} pictures to learn from, {found['val']} of val scored at their own",
             f"size, {found['classes']} classes, seed {found['seed']}. {on['cpu']}, {on['cores']} cores; {packages}.",
             "",
-            "A minute is one of the machine alone: each has as many steps as fit by the pace that all showed in turns.",
+            f"Each has as many steps as fit into the minutes by the pace that all showed in turns (load {found['pace_load']} as",
+            "they began): on a busy machine fewer, in the same proportion.",
             "The last model is scored, with no choice by val; settings and their sources are in the JSON beside this.",
             "",
             *rows(found),
@@ -341,6 +342,7 @@ def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, 
 
     left = [one for one in chosen if "scores" not in found["competitors"].get(one, {})]
     if new := [one for one in left if one not in found["pace"]]:
+        found.setdefault("pace_load", found["machine"]["load"])
         found["pace"] = measure(new, task_of, found["pace"], options.rounds)
         write_json(path, found)
     for one in chosen:

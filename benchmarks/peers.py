@@ -47,7 +47,9 @@ def smp(task: Task, architecture: str, encoder: str, batch: int = 8) -> Loop:
             "augmentation": "as there: mirror, scale 0.5..1.5, shift, noise, perspective, colour, sharpness and blur",
             "loss": "Dice",
             "optimizer": f"Adam, rate {lr:g}, cosine to {lowest:g} over the budget",
-            "differs": "batch 32 there" if batch != 32 else "nothing",
+            "differs": ("" if batch == 32 else "batch 32 there; ")
+            + "Affine for ShiftScaleRotate, its name before; padding is void; pictures are divided by 255 "
+            "before mean and deviation, which the example forgets",
         },
     )
 
@@ -148,8 +150,7 @@ def segformer(task: Task) -> Loop:
         loss,
         lambda progress: min(1.0, progress / warm) * (1 - progress),
         {
-            "source": "NVlabs/SegFormer, local_configs/segformer/B0/segformer.b0.512x512.ade.160k.py; the batch: "
-            "transformers, examples/pytorch/semantic-segmentation/README.md",
+            "source": "NVlabs/SegFormer, local_configs/segformer/B0/segformer.b0.512x512.ade.160k.py and its bases",
             "net": "SegformerForSemanticSegmentation of transformers, b0",
             "precision": "float32",
             "batch": batch,
@@ -157,7 +158,8 @@ def segformer(task: Task) -> Loop:
             "augmentation": "scale 0.5..2, crop of 512 (here no larger than the pictures), mirror, colour jitter",
             "loss": "cross-entropy",
             "optimizer": f"AdamW, rate {lr:g} (head x 10), decay 0.01 (norms 0), linear to 0, warm-up of 0.9 %",
-            "differs": "jitter of brightness, contrast and saturation by 0.5, without hue; scale drawn logarithmically",
+            "differs": "batch 16 there; pictures are not enlarged to 512; jitter by 0.5 without hue, scale drawn evenly on "
+            "a logarithmic scale",
         },
         logits=lambda output: output.logits,
     )
