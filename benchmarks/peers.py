@@ -49,7 +49,7 @@ def smp(task: Task, architecture: str, encoder: str, batch: int = 8) -> Loop:
             "optimizer": f"Adam, rate {lr:g}, cosine to {lowest:g} over the budget",
             "differs": ("" if batch == 32 else "batch 32 there; ")
             + "Affine for ShiftScaleRotate, its name before; padding is void; pictures are divided by 255 "
-            "before mean and deviation, which the example forgets",
+            "before mean and deviation",
         },
     )
 
@@ -158,8 +158,8 @@ def segformer(task: Task) -> Loop:
             "augmentation": "scale 0.5..2, crop of 512 (here no larger than the pictures), mirror, colour jitter",
             "loss": "cross-entropy",
             "optimizer": f"AdamW, rate {lr:g} (head x 10), decay 0.01 (norms 0), linear to 0, warm-up of 0.9 %",
-            "differs": "batch 16 there; pictures are not enlarged to 512; jitter by 0.5 without hue, scale drawn evenly on "
-            "a logarithmic scale",
+            "differs": "batch 16 there; pictures are not enlarged to 512; jitter by 0.5 without hue, scale drawn "
+            "evenly on a logarithmic scale",
         },
         logits=lambda output: output.logits,
     )
