@@ -228,7 +228,7 @@ def page(found: Found, name: str) -> str:
             f"`{found['command']}`: {found['train']} pictures to learn from, {found['val']} of val scored at their own",
             f"size, {found['classes']} classes, seed {found['seed']}. {on['cpu']}, {on['cores']} cores; {packages}.",
             "",
-            "Each has as many steps as fit into the minutes by the pace that all showed in turns; the machine's load was",
+            "Each has as many steps as fit into the minutes by the pace all showed in turns; the machine's load was",
             f"{found['pace_load']} as they began, and on a busy machine there are fewer steps for all.",
             "The last model is scored, with no choice by val; settings and their sources are in the JSON beside this.",
             "",
