@@ -3,7 +3,10 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 BIN := .venv/bin
 
-.PHONY: demo bench test check format lock clean
+MINUTES ?= 40
+WEIGHTS ?= none
+
+.PHONY: demo bench model needs-camvid test check format lock clean
 
 # The story of the paper in one run: a classifier, its heat map, FCN-32s, 16s, 8s, and a report to look at.
 demo: .venv/ready
@@ -12,6 +15,14 @@ demo: .venv/ready
 # Speed and memory beside what others do, in quarter of an hour; writes docs/performance.md.
 bench: .venv/ready
 	$(BIN)/python benchmarks/run.py
+
+needs-camvid:
+	@test -n "$(CAMVID)" || { echo "CAMVID is not given; expected make model CAMVID=FOLDER, a folder as docs/data.md describes" >&2; exit 2; }
+
+# A small model to offer beside a release: make model CAMVID=FOLDER [WEIGHTS=FILE] [MINUTES=40]; goes on where it was stopped.
+model: needs-camvid .venv/ready
+	$(BIN)/fullyconv train "$(CAMVID)" --backbone squeezenet1_0 --weights "$(WEIGHTS)" --input caffe --minutes $(MINUTES) --out runs/model --resume
+	$(BIN)/python release/pack.py runs/model --out build --data "$(CAMVID)" --weights "$(WEIGHTS)"
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal

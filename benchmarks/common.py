@@ -54,13 +54,13 @@ def take_turns(
         warm: calls of each before the first that is timed, the one that memory is measured on among them.
         send: whether what the first call returns is wanted.
     """
-    context = _context()
+    forked = context()
     pipes: dict[str, Connection] = {}
     processes = []
     first: dict[str, tuple[float, Any]] = {}
     for name, make in competitors.items():
-        pipes[name], theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(make, threads, warm, send, theirs), daemon=True)
+        pipes[name], theirs = forked.Pipe()
+        process = forked.Process(target=_serve, args=(make, threads, warm, send, theirs), daemon=True)
         process.start()
         theirs.close()  # so that its death is the end of the pipe
         processes.append(process)
@@ -78,12 +78,13 @@ def take_turns(
 
 def alone(function: Callable[..., Result], *arguments: object) -> Result:
     """What a function returns, from a process of its own: one that has computed can no longer be forked."""
-    with _context().Pool(1) as pool:
+    with context().Pool(1) as pool:
         result: Result = pool.apply(function, arguments)
     return result
 
 
-def _context() -> Any:
+def context() -> Any:
+    """Where processes of competitors come from."""
     # Forked before torch has computed anything, so that none has to import it again.
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
@@ -97,6 +98,7 @@ def _from(pipe: Connection, name: str) -> Any:
 
 def _serve(make: Make, threads: int, warm: int, send: bool, pipe: Connection) -> None:
     torch.set_num_threads(threads)
+    parent = os.getppid()
     try:
         run = make()
         before = peak_mb()
@@ -106,13 +108,21 @@ def _serve(make: Make, threads: int, warm: int, send: bool, pipe: Connection) ->
         for _ in range(warm - 1):
             run()
         pipe.send(first)
-        while pipe.recv():
+        while _called(pipe, parent):
             started_at = time.perf_counter()
             run()
             pipe.send(1000 * (time.perf_counter() - started_at))
     except Exception:
         traceback.print_exc()
         os._exit(1)
+
+
+def _called(pipe: Connection, parent: int) -> bool:
+    """Waits for a turn; False when there are no more, also because whoever gives them was killed."""
+    while not pipe.poll(1.0):
+        if os.getppid() != parent:  # competitors that were forked later hold the pipe open, so its end cannot tell
+            return False
+    return bool(pipe.recv())
 
 
 def peak_mb() -> float:

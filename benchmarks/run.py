@@ -128,7 +128,8 @@ def peers() -> str:
         return str(python)
     missing = []
     for line in wanted.read_text().splitlines():
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", line]
+        # A line may end in options of pip: ultralytics would bring an OpenCV that wants a screen.
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *line.split()]
         with contextlib.suppress(subprocess.TimeoutExpired):
             if subprocess.run(command, capture_output=True, timeout=120).returncode == 0:
                 continue

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from fullyconv.cli import app
+from fullyconv.datasets import dataset
+from fullyconv.weights import read_weights
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("common", "ceiling", "growth", "loss", "run", "torchfcn", "training")
+NAMES += ("learning", "peers", "competitors", "accuracy")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +76,40 @@ def test_a_competitor_that_dies_is_named(scripts: dict[str, ModuleType], capfd: 
     with pytest.raises(SystemExit, match="broken: its process ended"):
         scripts["common"].take_turns({"broken": lambda: lambda: 1 / 0}, threads=1, rounds=1)
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there are competitors forked")
+def test_competitors_end_when_whoever_gives_turns_is_killed(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    def referee() -> None:
+        def make(name: str) -> Callable[[], object]:
+            (tmp_path / name).write_text(str(os.getpid()))
+            return lambda: time.sleep(0.05)
+
+        makers = {name: lambda name=name: make(name) for name in "ab"}
+        scripts["common"].take_turns(makers, threads=1, rounds=100_000)
+
+    process = scripts["common"].context().Process(target=referee)
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "b").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.kill()
+    process.join()
+    left = [int((tmp_path / name).read_text()) for name in "ab"]
+    while (left := [pid for pid in left if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process that is not merely waiting to be buried."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_the_losses_that_compete_have_one_gradient(scripts: dict[str, ModuleType]) -> None:
@@ -154,3 +202,185 @@ def test_the_figure_shows_what_growth_found(house: ModuleType) -> None:
     house.draw({"growth": {"found": {"rows": rows}}})
     assert house.FIGURE.read_bytes().startswith(b"\x89PNG")
     assert house.FIGURE.stat().st_size < 100_000
+
+
+SIZE = (48, 64)
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six pictures to learn from and three of val, of two classes: left and right."""
+    folder = tmp_path_factory.mktemp("street")
+    (folder / "classes.txt").write_text("left\nright\n")
+    for split, count in (("train", 6), ("val", 3)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for index in range(count):
+            noise = np.random.default_rng([index, count]).integers(0, 200, (*SIZE, 3)).astype(np.uint8)
+            labels = np.zeros(SIZE, np.uint8)
+            labels[:, 20 + index :] = 1
+            noise[:, 20 + index :] += 50
+            Image.fromarray(noise).save(folder / "images" / split / f"{index}.png")
+            Image.fromarray(labels).save(folder / "labels" / split / f"{index}.png")
+    return folder
+
+
+class Constant:
+    """A competitor that calls everything one class, and writes down that it learns."""
+
+    def __init__(self, answer: int, notes: Path, mark: str) -> None:
+        self.settings, self.parameters = {"source": "none", "batch": 1}, 1
+        self.answer, self.notes, self.mark = answer, notes, mark
+
+    def step(self) -> None:
+        if self.answer < 0:
+            raise ValueError("cannot learn")
+        with self.notes.open("a") as file:
+            file.write(self.mark)
+
+    def predictor(self) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]:
+        return lambda picture: np.full(picture.shape[:2], self.answer, np.uint8)
+
+
+def test_the_scorer_counts_all_pictures_at_their_own_size(scripts: dict[str, ModuleType], street: Path) -> None:
+    val = dataset("folder", street, split="val")
+    matrix = scripts["accuracy"].score(lambda picture: np.ones(picture.shape[:2], np.uint8), val)
+    left = SIZE[0] * (20 + 21 + 22)
+    assert matrix.counts.tolist() == [[0, left], [0, 3 * SIZE[0] * SIZE[1] - left]]
+    with pytest.raises(ValueError, match="one shape"):
+        scripts["accuracy"].score(lambda picture: np.ones((24, 32), np.uint8), val)
+
+
+@given(minutes=st.floats(0.01, 600), seconds=st.floats(0.001, 300))
+def test_as_many_steps_are_taken_as_fit_into_the_minutes(
+    scripts: dict[str, ModuleType], minutes: float, seconds: float
+) -> None:
+    accuracy = scripts["accuracy"]
+    steps = accuracy.steps_of(minutes, seconds)
+    assert steps == 1 or steps * seconds <= 60 * minutes * (1 + 1e-9)
+    assert (steps + 1) * seconds > 60 * minutes * (1 - 1e-9)
+    scored = {*range(accuracy.every(steps), steps, accuracy.every(steps)), steps}
+    assert min(steps, accuracy.POINTS) / 2 < len(scored) <= accuracy.POINTS
+
+
+def test_a_pace_that_is_measured_later_is_put_beside_the_first(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy, turns = scripts["accuracy"], scripts["common"].Turns
+    asked: list[list[str]] = []
+
+    def measured(makers: dict[str, object], **_: object) -> dict[str, object]:
+        asked.append(list(makers))
+        return {name: turns((2000.0,) if name == "a" else (3000.0,), 0.0, None) for name in makers}
+
+    monkeypatch.setattr(accuracy, "take_turns", measured)
+    assert accuracy.measure(["a", "b"], lambda steps: None, {}, 1) == {"a": 2.0, "b": 3.0}
+    # The machine is half as fast as when a took a second.
+    assert accuracy.measure(["b"], lambda steps: None, {"a": 1.0}, 1) == {"a": 1.0, "b": 1.5}
+    assert asked == [["a", "b"], ["a", "b"]]
+
+
+def test_one_that_fails_or_dies_stops_no_other(scripts: dict[str, ModuleType]) -> None:
+    def run(name: str) -> dict[str, object]:
+        if name == "fails":
+            raise ValueError("no such thing")
+        if name == "dies":
+            os._exit(1)
+        return {"found": name, "threads": torch.get_num_threads()}
+
+    found = dict(scripts["accuracy"].train(["dies", "fails", "works"], run, jobs=2, threads=1))
+    assert found["works"] == {"found": "works", "threads": 1}
+    assert found["fails"] == "ValueError: no such thing"
+    assert "ended without an answer" in found["dies"]
+
+
+@pytest.fixture
+def race(
+    scripts: dict[str, ModuleType], street: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, dict[str, dict[str, dict[str, object]]]]]:
+    """Competes over 2 steps or so, with what it has found so far; notes who learns in ``tmp_path/notes``."""
+    accuracy, notes = scripts["accuracy"], tmp_path / "notes"
+    monkeypatch.setattr(
+        accuracy,
+        "COMPETITORS",
+        {
+            "left": lambda task: Constant(0, notes, "l"),
+            "right": lambda task: Constant(1, notes, "r"),
+            "fails ImageNet": lambda task: Constant(-1, notes, "f"),
+        },
+    )
+    monkeypatch.setattr(accuracy, "measure", lambda names, *_: dict.fromkeys(["left", "right", "fails ImageNet"], 30.0))
+    path = tmp_path / "results.json"
+
+    def compete(*only: str, weights: Path | None = None) -> tuple[int, dict[str, dict[str, dict[str, object]]]]:
+        options = argparse.Namespace(
+            only=list(only), weights=weights, input="caffe", minutes=1.0, jobs=2, rounds=1, seed=0
+        )
+        found = json.loads(path.read_text()) if path.exists() else {}
+        return accuracy.compete(options, "street", street, found, path, tmp_path), json.loads(path.read_text())
+
+    return compete
+
+
+def test_who_has_finished_is_not_trained_again(
+    race: Callable[..., tuple[int, dict[str, dict[str, dict[str, object]]]]], tmp_path: Path
+) -> None:
+    status, found = race("left")
+    assert status == 0
+    assert found["competitors"].keys() == {"left"}
+    assert (tmp_path / "notes").read_text() == "ll"
+    status, found = race()
+    assert status == 0
+    assert (tmp_path / "notes").read_text() == "llrr"
+    shares = {name: one["scores"]["pixel_accuracy"] for name, one in found["competitors"].items()}  # type: ignore[index]
+    assert shares["left"] == pytest.approx(21 / 64)
+    assert shares["right"] == pytest.approx(43 / 64)
+    # Those that start from weights are only there where weights are; one that fails is named and tried again.
+    for _ in range(2):
+        status, found = race(weights=tmp_path / "weights")
+        assert status == 1
+        assert found["competitors"]["fails ImageNet"] == {"failed": "ValueError: cannot learn"}
+    assert (tmp_path / "notes").read_text() == "llrr"
+
+
+def test_the_table_has_the_best_first_and_the_figure_every_curve(
+    scripts: dict[str, ModuleType],
+    race: Callable[..., tuple[int, dict[str, dict[str, dict[str, object]]]]],
+    tmp_path: Path,
+) -> None:
+    accuracy = scripts["accuracy"]
+    _, found = race(weights=tmp_path / "weights")
+    curve = found["competitors"]["right"]["curve"]
+    assert [(point["step"], point["minutes"]) for point in curve] == [(1, 0.5), (2, 1.0)]  # type: ignore[attr-defined]
+    accuracy.write_table(found, "accuracy-street-1min", tmp_path / "docs")
+    text = (tmp_path / "docs" / "accuracy-street-1min.md").read_text()
+    assert text.index("| right | 33.6 | 67.2 |") < text.index("| left | 16.4 | 32.8 |") < text.index("cannot learn")
+    assert (tmp_path / "docs" / "accuracy-street-1min.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "docs" / "accuracy-street-1min.json").read_text()) == found
+
+
+def test_ours_learns_what_the_command_learns(
+    scripts: dict[str, ModuleType], street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning = scripts["learning"]
+    monkeypatch.setattr(learning, "tune", lambda: "")  # it would hold for all tests
+    train_data = dataset("folder", street, split="train")
+    task = learning.Task(street, train_data, None, "caffe", steps=2, every=1, seed=3, scratch=tmp_path)
+    ours = learning.Ours(task, "--backbone", "tinyvgg")
+    ours.step()
+    before = ours.predictor()
+    ours.step()
+    predict = ours.predictor()
+    picture = np.random.default_rng(0).integers(0, 255, (37, 51, 3)).astype(np.uint8)
+    assert predict(picture).shape == before(picture).shape == (37, 51)
+
+    # The very same numbers: defaults, order, transforms, dropout, average of weights.
+    monkeypatch.setattr("fullyconv.tuning.tune", lambda: "")
+    run = tmp_path / "run"
+    options = ["--backbone", "tinyvgg", "--weights", "none", "--steps", "2", "--seed", "3", "--workers", "0"]
+    result = CliRunner().invoke(app, ["train", str(street), *options, "--out", str(run)])
+    assert result.exit_code == 0, result.output
+    (last,) = run.glob("*/last/model.safetensors")
+    theirs, mine = read_weights(last), read_weights(ours.folder / "last" / "model.safetensors")
+    assert theirs.keys() == mine.keys()
+    assert all(torch.equal(theirs[name], mine[name]) for name in theirs)
