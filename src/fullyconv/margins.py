@@ -8,10 +8,9 @@ there. Scores are those of the plain run.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
@@ -20,11 +19,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from fullyconv.errors import AlignmentError
 from fullyconv.geometry import Grid
-from fullyconv.locate import locate, positions
 from fullyconv.model import FCN
-from fullyconv.taps import bottlenecks, cut
+from fullyconv.parts import Part, parts_of
 
 WHOLE = 0.9
 """Share of a map from which on a part reads all of it: less is saved than putting maps together costs."""
@@ -61,8 +58,8 @@ class Margined(FCN):
         smallest = (1 + frame.top + frame.bottom, 1 + frame.left + frame.right)
         self._parts: Sequence[Part] = ()
         if isinstance(self.backbone.net, torch.fx.GraphModule):
-            taps = dict(zip(_outputs(self.backbone.net), self.backbone.taps, strict=True))
-            taps = {node: name for node, name in taps.items() if name in read}
+            (output,) = self.backbone.net.graph.find_nodes(op="output")
+            taps = {node.name: tap for node, tap in zip(output.args[0], self.backbone.taps, strict=True) if tap in read}
             self._parts = parts_of(self.backbone.net, taps, channels=self.channels, size=smallest)
         self._keep = keep
         self._kept: OrderedDict[Hashable, list[Margin | None]] = OrderedDict()
@@ -72,8 +69,9 @@ class Margined(FCN):
     def score_maps(self, image: Tensor) -> dict[str, Tensor]:
         framed = self.preprocess(image)
         weights = [*self.backbone.parameters(), *self.backbone.buffers()]
-        untold = self.backbone.training or any(weight.is_inference() for weight in weights)  # of which none counts
-        if not self._parts or untold or torch.is_grad_enabled():
+        fixed = not any(module.training for module in self.backbone.modules())
+        traced = not any(weight.is_inference() for weight in weights)  # changes of these are not counted
+        if not (self._parts and fixed and traced) or torch.is_grad_enabled():
             return self.scores_of(framed)
         kind, size = framed.device.type, (image.shape[2], image.shape[3])
         key = (size, framed.dtype, framed.device, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind))
@@ -117,78 +115,6 @@ class Margined(FCN):
             if part.tap:
                 read[part.tap] = map_
         return read
-
-
-class Part(NamedTuple):
-    """A part of the trunk, from one map through which all must pass to the next: map (B, C, h, w) -> (map,)."""
-
-    run: torch.fx.GraphModule
-    source: Grid
-    grid: Grid
-    tap: str
-    """What heads call the map that it gives; "" if none reads it."""
-
-
-def parts_of(
-    net: torch.fx.GraphModule, taps: Mapping[str, str], *, channels: int, size: tuple[int, int]
-) -> list[Part]:
-    """A trunk in parts, cut at the first map of each stride and at what heads read.
-
-    Args:
-        net: image -> maps.
-        taps: node -> name of what heads read, the coarsest last.
-        channels, size: of a picture on which the net runs.
-
-    Returns:
-        none where the net is not a chain of such parts, or where a map sees the whole picture.
-    """
-    located = locate(net, channels=channels, size=size)
-    places = {name for name, place in positions(located) if not math.isinf(max(place.down.field, place.across.field))}
-    chosen: dict[Grid, str] = {}
-    try:
-        for name, place in bottlenecks(net, [*taps][-1], located):
-            # Behind what works on each cell alone, if it is not read before.
-            if name in taps or chosen.get(place.grid) not in taps:
-                chosen[place.grid] = name
-    except AlignmentError:  # rows and columns lie differently
-        return []
-    if not {*taps} <= {*chosen.values()} <= places:
-        return []
-    parts: list[Part] = []
-    (source, start), *rest = chosen.items()  # the picture itself
-    for grid, name in rest:
-        if grid.stride <= source.stride and name not in taps:
-            continue
-        run = _between(net, start, name)
-        known = all(node.name in places for node in run.graph.nodes if node.op.startswith("call"))
-        if not known or (grid.stride / source.stride).denominator != 1 or (parts and _writes_to_input(run)):
-            return []
-        parts.append(Part(run, source, grid, taps.get(name, "")))
-        source, start = grid, name
-    return parts
-
-
-def _outputs(net: torch.fx.GraphModule) -> list[str]:
-    return [node.name for output in net.graph.find_nodes(op="output") for node in output.args[0]]
-
-
-def _between(net: torch.fx.GraphModule, start: str, end: str) -> torch.fx.GraphModule:
-    """The part of a net from the map of one node to that of another; the layers are the net's own."""
-    part = torch.fx.GraphModule(net, copy.deepcopy(net.graph))
-    (picture,) = part.graph.find_nodes(op="placeholder")
-    next(node for node in part.graph.nodes if node.name == start).replace_all_uses_with(picture)
-    return cut(part, [end])
-
-
-def _writes_to_input(part: torch.fx.GraphModule) -> bool:
-    """Whether the first of a part's layers changes the map that it reads, which others may read, too."""
-    for node in next(iter(part.graph.nodes)).users:
-        layer = part.get_submodule(str(node.target)) if node.op == "call_module" else None
-        name = str(getattr(node.target, "__name__", node.target))
-        flags = (getattr(layer, "inplace", False), node.kwargs.get("inplace", False), name.endswith("_"))
-        if any(flags) or name in ("iadd", "isub", "imul", "itruediv"):
-            return True
-    return False
 
 
 class Span(NamedTuple):
@@ -275,7 +201,10 @@ def _margins(parts: Sequence[Part], maps: Sequence[Tensor], picture: Spans) -> I
             place=_relative(window, [span.start for span in target]),
             size=(target[0].stop - target[0].start, target[1].stop - target[1].start),
             sides=tuple(
-                (*_relative(side, [span.start for span in target]), maps[i + 1][:1, :, slice(*side[0]), slice(*side[1])].clone())
+                (
+                    *_relative(side, [span.start for span in target]),
+                    maps[i + 1][:1, :, slice(*side[0]), slice(*side[1])].clone(),
+                )
                 for side in sides
                 if _area(side)
             ),
