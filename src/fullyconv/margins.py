@@ -74,7 +74,8 @@ class Margined(FCN):
         if not (self._parts and fixed and traced) or torch.is_grad_enabled():
             return self.scores_of(framed)
         kind, size = framed.device.type, (image.shape[2], image.shape[3])
-        key = (size, framed.dtype, framed.device, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind))
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        key = (size, framed.dtype, framed.device, casts and torch.get_autocast_dtype(kind))
         with self._lock:
             self._forget_if_changed(weights)
             margins = self._kept.get(key)

@@ -15,6 +15,10 @@ from fullyconv.locate import Place, locate, positions
 from fullyconv.taps import bottlenecks
 
 
+SMALL = 4
+"""Pixels from one cell to the next from which on maps are small, so that it costs little to cut behind each layer."""
+
+
 class Part(NamedTuple):
     """A part of the trunk, from one map through which all must pass to the next: map (B, C, h, w) -> (map,)."""
 
@@ -26,7 +30,7 @@ class Part(NamedTuple):
 
 
 def parts_of(net: torch.fx.GraphModule, taps: Mapping[str, str], *, channels: int, size: tuple[int, int]) -> list[Part]:
-    """A trunk in parts, cut at the first map of each stride and at what heads read.
+    """A trunk in parts, cut at the first map of each stride, behind each layer of small maps and at what heads read.
 
     Args:
         net: image -> maps.
@@ -51,7 +55,7 @@ def parts_of(net: torch.fx.GraphModule, taps: Mapping[str, str], *, channels: in
     parts: list[Part] = []
     source, start = Grid(), next(node.name for node in net.graph.nodes)
     for grid, name in chosen.items():
-        if name in taps or grid.stride > source.stride:
+        if name in taps or grid.stride > source.stride or grid.stride >= SMALL:
             run = _between(net, start, name, places)
             if run is None or math.isinf(grid.field):
                 return []
