@@ -14,7 +14,6 @@ from fullyconv.geometry import Grid
 from fullyconv.locate import Place, locate, positions
 from fullyconv.taps import bottlenecks
 
-
 SMALL = 4
 """Pixels from one cell to the next from which on maps are small, so that it costs little to cut behind each layer."""
 

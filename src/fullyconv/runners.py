@@ -40,7 +40,7 @@ class Driven(FCN):
 def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os.PathLike[str] | None = None) -> FCN:
     """A model that gives the same score maps by another engine; with torch, the model itself or what spares it work.
 
-    That is `Margined` in the authors' geometry, and else `Graphed` on CUDA.
+    That is `Graphed` on CUDA, and elsewhere `Margined` in the authors' geometry.
 
     Args:
         model: in eval mode, on the device where it is to run; stays as it was.
@@ -66,9 +66,9 @@ def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os
             trunk = trunk.with_name(best.file)
         engine = "torch" if engine == "auto" else engine
     if engine == "torch":
-        if model.backbone.border is not None:
-            return Margined(model)
-        return Graphed(model) if device.type == "cuda" else model
+        if device.type == "cuda":
+            return Graphed(model)
+        return model if model.backbone.border is None else Margined(model)
     if not on_cpu:
         raise ConfigError(f"engine: {engine} runs on the CPU; expected device cpu, or engine torch", where="engine")
     if folder is not None and trunk is not None and trunk.exists():
