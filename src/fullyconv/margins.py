@@ -1,7 +1,7 @@
 """The same model, which computes what lies around a picture once for each size: the authors' geometry at less cost.
 
 Padded by 100, a picture of 500x500 is one of 700x700, and half of that is frame. Cells that do not see the picture have
-values that depend on the weights and the size alone. So the trunk is cut where its maps get coarser, and each part runs
+values that depend on the weights and the size alone. So the trunk is cut where its maps get coarser and where they are small, and each part runs
 like a tile: on what the cells that see the picture read. Around what it gives is put what a first, ordinary run gave
 there. Scores are those of the plain run.
 """
@@ -30,7 +30,7 @@ WHOLE = 0.9
 class Margined(FCN):
     """A model that keeps the maps around the picture, as far as the picture does not reach, for sizes that come again.
 
-    The first picture of a size runs as ever and leaves its margins, a few MB: 10 in bf16 and 20 in float32 for VGG16 at
+    The first picture of a size runs as ever and leaves its margins, a few MB: 6 in bf16 and 12 in float32 for VGG16 at
     500x500, with FCN-8s. Further ones, in batches of any size, are computed inside them only. Other weights get other
     margins. Where gradients are wanted, in train mode, and where `parts_of` finds nothing, the model runs as ever.
     Threads may share it.
