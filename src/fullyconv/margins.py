@@ -1,9 +1,9 @@
 """The same model, which computes what lies around a picture once for each size: the authors' geometry at less cost.
 
 Padded by 100, a picture of 500x500 is one of 700x700, and half of that is frame. Cells that do not see the picture have
-values that depend on the weights and the size alone. So the trunk is cut where its maps get coarser and where they are small, and each part runs
-like a tile: on what the cells that see the picture read. Around what it gives is put what a first, ordinary run gave
-there. Scores are those of the plain run.
+values that depend on the weights and the size alone. So the trunk is cut where its maps get coarser, and behind each
+layer where they are small, and each part runs like a tile: on what the cells that see the picture read. Around what it
+gives is put what a first, ordinary run gave there. Scores are those of the plain run.
 """
 
 from __future__ import annotations
