@@ -6,7 +6,8 @@ FCN-8s on VGG16 at 500x500, beside FCN-8s as torchfcn has it (padded by 100, tra
 layer list); and FCN-8s on SqueezeNet 1.1 at 512x512 beside nets of others: torchvision's lraspp_mobilenet_v3_large, FPN
 on ResNet-34 of segmentation_models.pytorch and SegFormer-b0 of transformers, which are left out where they are not
 installed. 21 classes, random weights (times do not depend on them). Ours on SqueezeNet has the context block that
-`presets.fcn8s` gives it; "plain" has none, as in the paper.
+`presets.fcn8s` gives it; "plain" has none, as in the paper. "pad100" is VGG16 in the authors' geometry, which gives the
+scores of their nets; "whole" without what the `Predictor` keeps of the frame around pictures of one size.
 
     torch 32       of others' nets what their users run: eager, float32, logits at full size, argmax; of ours the
                    `Predictor` in float32
@@ -42,7 +43,7 @@ import fullyconv
 from fullyconv import Predictor, engines, exporters, presets
 from fullyconv.devices import computes_bf16
 from fullyconv.model import FCN
-from fullyconv.runners import Driven
+from fullyconv.runners import Driven, runner
 from fullyconv.tuning import tune
 
 CLASSES = 21
@@ -52,10 +53,11 @@ PEERS = {"lraspp": "torchvision", "smp FPN": "segmentation_models_pytorch", "Seg
 
 
 def ours(net: str) -> FCN:
-    """FCN-8s on a backbone; with "plain", scored without a context block, as in the paper."""
+    """FCN-8s on a backbone; "plain" without a context block, as in the paper; "pad100" in the authors' geometry."""
     torch.manual_seed(0)
-    backbone, _, plain = net.partition(" ")
-    return fullyconv.build(presets.fcn8s(backbone, CLASSES, weights=None, context=0 if plain else None)).eval()
+    backbone, *words = net.split()
+    context, geometry = 0 if "plain" in words else None, "pad100" if "pad100" in words else "same"
+    return fullyconv.build(presets.fcn8s(backbone, CLASSES, weights=None, context=context, geometry=geometry)).eval()
 
 
 def peer(name: str) -> nn.Module:
@@ -102,6 +104,8 @@ def competitor(net: str, way: str, side: int, folder: str) -> Callable[[], objec
         if engine != "torch":
             trunk = engines.open_engine(f"{folder}/{net}.onnx", engine, precision=precision)
             predictor.runner = Driven(predictor.model, trunk)
+        elif "whole" in net:
+            predictor.runner = predictor.model
         return lambda: predictor(picture)
 
     def normalised() -> Tensor:
@@ -139,10 +143,14 @@ def export(net: str, side: int, folder: str) -> None:
 
 
 def gflop(net: str, side: int) -> float:
-    """Of the multiplications and additions of one picture."""
-    made = peer(net) if net == "torchfcn" else ours(net)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        made(torch.zeros(1, 3, side, side))
+    """Of the multiplications and additions of one picture, of a size that was there before."""
+    with torch.device("meta"), torch.no_grad():
+        image = torch.zeros(1, 3, side, side)
+        made = peer(net) if net == "torchfcn" else ours(net)
+        run = made if net == "torchfcn" or "whole" in net else runner(made, "torch").score_maps
+        run(image)
+        with FlopCounterMode(display=False) as counter:
+            run(image)
     return float(counter.get_total_flops()) / 1e9
 
 
@@ -176,6 +184,7 @@ def main() -> None:
     theirs = [name for name, package in PEERS.items() if importlib.util.find_spec(package)]
     same = [way for way in ways if not way.startswith("onnxruntime")]
     large = [("torchfcn", "torch 32"), *(("vgg16", way) for way in ways)]
+    large += [(net, way) for way in ways if way.startswith("torch") for net in ("vgg16 pad100 whole", "vgg16 pad100")]
     small = [(net, way) for way in same for net in ("squeezenet1_1", "squeezenet1_1 plain", *theirs)] + [
         ("squeezenet1_1", "onnxruntime 32")
     ]
@@ -188,7 +197,7 @@ def main() -> None:
         for title, side, competitors in cases:
             for net in dict.fromkeys(net for net, way in competitors if not way.startswith("torch")):
                 alone(export, net, side, folder)
-            work = {net: alone(gflop, net, side) for net in ("torchfcn", "vgg16") if side == 500}
+            work = {net: alone(gflop, net, side) for net in dict.fromkeys(net for net, _ in large) if side == 500}
             makes = {f"{net}, {way}": partial(competitor, net, way, side, folder) for net, way in competitors}
             # A round of VGG16 takes eight seconds, and its times are steadier.
             rounds = options.rounds if side == 512 else min(options.rounds, 3)

@@ -24,7 +24,7 @@ from fullyconv.config import Classes
 from fullyconv.devices import autocast, device_of, free_memory, pick_device, serial_threads
 from fullyconv.errors import ConfigError, FullyConvError, ImageError
 from fullyconv.model import FCN
-from fullyconv.runners import runner
+from fullyconv.runners import Driven, runner
 from fullyconv.segmentation import ScoreMap, Segmentation
 from fullyconv.tiling import BLENDED, cost, heads_of, why_whole
 from fullyconv.tiling import tiled as tiled  # a strategy like the others
@@ -236,7 +236,7 @@ class Predictor:
         of one batch wait for each other after each, the longer the more else there is to do (decoding, encoding).
         """
         first, second = next(batches, None), next(batches, None)
-        alone = second is None or self.device.type != "cpu" or self.runner is not self.model
+        alone = second is None or self.device.type != "cpu" or isinstance(self.runner, Driven)
         threads = 1 if alone else torch.get_num_threads()
         computing: deque[tuple[Batch, Future[list[Segmentation]]]] = deque()
 

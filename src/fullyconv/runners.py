@@ -15,6 +15,7 @@ from fullyconv.engines import Engine
 from fullyconv.errors import ConfigError
 from fullyconv.exporters import export
 from fullyconv.graphs import Graphed
+from fullyconv.margins import Margined
 from fullyconv.model import FCN
 
 
@@ -37,7 +38,9 @@ class Driven(FCN):
 
 
 def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os.PathLike[str] | None = None) -> FCN:
-    """A model that gives the same score maps by another engine; with torch, the model itself, `Graphed` on CUDA.
+    """A model that gives the same score maps by another engine; with torch, the model itself or what spares it work.
+
+    That is `Graphed` on CUDA, and elsewhere `Margined` in the authors' geometry.
 
     Args:
         model: in eval mode, on the device where it is to run; stays as it was.
@@ -63,7 +66,9 @@ def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os
             trunk = trunk.with_name(best.file)
         engine = "torch" if engine == "auto" else engine
     if engine == "torch":
-        return Graphed(model) if device.type == "cuda" else model
+        if device.type == "cuda":
+            return Graphed(model)
+        return model if model.backbone.border is None else Margined(model)
     if not on_cpu:
         raise ConfigError(f"engine: {engine} runs on the CPU; expected device cpu, or engine torch", where="engine")
     if folder is not None and trunk is not None and trunk.exists():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch.fx
 
 from fullyconv.errors import SurgeryError
-from fullyconv.locate import Located, Lost, positions
+from fullyconv.locate import Located, Lost, Place, positions
 
 
 def cut(dense: torch.fx.GraphModule, taps: Sequence[str]) -> torch.fx.GraphModule:
@@ -22,6 +22,26 @@ def cut(dense: torch.fx.GraphModule, taps: Sequence[str]) -> torch.fx.GraphModul
     return dense
 
 
+def bottlenecks(dense: torch.fx.GraphModule, goal: str, located: Mapping[str, Located]) -> Iterator[tuple[str, Place]]:
+    """The maps through which all must pass that a map is made of, in order, and where they lie; itself is the last."""
+    nodes = {node.name: node for node in dense.graph.nodes}
+    ancestors = {nodes[goal]}
+    for node in reversed(dense.graph.nodes):
+        if any(user in ancestors for user in node.users):
+            ancestors.add(node)
+    order = [node for node in dense.graph.nodes if node in ancestors]
+    last_use = {
+        node: max((i for i, user in enumerate(order) if node in user.all_input_nodes), default=-1) for node in order
+    }
+    places = dict(positions(located))
+    alive: set[torch.fx.Node] = set()
+    for i, node in enumerate(order):
+        alive = {n for n in alive if last_use[n] > i} | {node}
+        tensors = [n for n in alive if n.name in located and located[n.name].where is not None]
+        if node.name in places and (tensors == [node] or node.name == goal):
+            yield node.name, places[node.name]
+
+
 def find_taps(dense: torch.fx.GraphModule, coarsest: str, located: Mapping[str, Located]) -> dict[int, str]:
     """For every stride up to the coarsest map's, the last node through which all that is coarser must pass.
 
@@ -31,31 +51,13 @@ def find_taps(dense: torch.fx.GraphModule, coarsest: str, located: Mapping[str, 
     Raises:
         SurgeryError: the coarsest map has no position, so that nothing can be placed on the picture.
     """
-    nodes = {node.name: node for node in dense.graph.nodes}
-    goal = nodes[coarsest]
-    ancestors = {goal}
-    for node in reversed(dense.graph.nodes):
-        if any(user in ancestors for user in node.users):
-            ancestors.add(node)
-    order = [node for node in dense.graph.nodes if node in ancestors]
-    last_use = {
-        node: max((i for i, user in enumerate(order) if node in user.all_input_nodes), default=-1) for node in order
-    }
-    places = dict(positions(located))
-    if coarsest not in places:
+    if coarsest not in dict(positions(located)):
         where = located[coarsest].where if coarsest in located else None
         reason = where.reason if isinstance(where, Lost) else "it does not come from the picture"
         raise SurgeryError(f"the map '{coarsest}' lies nowhere on the picture: {reason}", path=coarsest)
-    taps: dict[int, str] = {}
-    alive: set[torch.fx.Node] = set()
-    for i, node in enumerate(order):
-        alive = {n for n in alive if last_use[n] > i} | {node}
-        place = places.get(node.name)
-        tensors = [n for n in alive if n.name in located and located[n.name].where is not None]
-        if place is None or (tensors != [node] and node is not goal):
-            continue
-        stride = place.grid.stride
-        if stride.denominator == 1 and stride >= 2:
-            taps[int(stride)] = node.name
-    taps[int(places[coarsest].grid.stride)] = coarsest
+    taps = {
+        int(place.grid.stride): name
+        for name, place in bottlenecks(dense, coarsest, located)
+        if name == coarsest or (place.grid.stride.denominator == 1 and place.grid.stride >= 2)
+    }
     return dict(sorted(taps.items()))
