@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fullyconv"
 
 LAYERS = (
-    {"__init__", "errors", "geometry", "config", "lookup", "rates", "events", "archives"},
+    {"__init__", "errors", "geometry", "config", "lookup", "rates", "events", "archives", "findings"},
     {
         "locate",
         "tracing",
@@ -42,6 +42,7 @@ LAYERS = (
         "model",
         "rarefaction",
         "stitching",
+        "impressions",
         "datasets",
         "datasets.inputs",
         "datasets.listed",
@@ -61,6 +62,11 @@ LAYERS = (
         "presets",
         "building",
         "checking",
+        "diagnosis",
+        "census",
+        "duplicates",
+        "agreement",
+        "misfits",
         "optim",
         "sampling",
         "segmentation",
@@ -72,10 +78,10 @@ LAYERS = (
         "graphs",
         "rasters",
     },
-    {"checkpoint", "runners", "quick"},
+    {"checkpoint", "runners", "quick", "mending"},
     {"inference", "conversion", "streaming", "tuning"},
     {"evaluation", "explanation", "recipes", "runs", "report"},
-    {"learner", "alarms", "fitting", "training", "demo"},
+    {"contact_sheet", "learner", "alarms", "fitting", "training", "demo"},
     {
         "studies",
         "studies.base",
@@ -106,6 +112,8 @@ NEIGHBOURS = {
     "taps": {"locate"},
     "variants": {"locate", "tracing"},
     "stitching": {"rarefaction"},
+    "checking": {"diagnosis", "census", "duplicates", "misfits"},
+    "misfits": {"agreement"},
     "weights": {"caffe"},
     "model": {"backbones"},
     "datasets": {

@@ -8,17 +8,14 @@ moved by one, exchanged label maps) is found by comparing them with the others.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
-from fullyconv import agreement, census, duplicates
+from fullyconv import census, duplicates, misfits
 from fullyconv.census import Counts
 from fullyconv.config import Classes, voc_colour
 from fullyconv.datasets.base import SegmentationDataset
@@ -26,14 +23,10 @@ from fullyconv.diagnosis import diagnose
 from fullyconv.duplicates import overlap
 from fullyconv.errors import DatasetError, ImageError
 from fullyconv.findings import Finding
-from fullyconv.images import SUFFIXES, Form, read_form, turned
+from fullyconv.images import SUFFIXES, Form, read_form
 from fullyconv.impressions import Impression, impression
 
 __all__ = ["CheckReport", "Counts", "Finding", "across", "check", "check_splits", "overlap"]
-
-SEAM = 0.12
-"""Pixels between two other labels, and between them in number, to one border, from which on a label map is taken for
-interpolated. CamVid's maps have 0.03 at most, shrunk by a quarter with bilinear interpolation 0.25 at least."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +124,10 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
         said_of_them = f"{len(unpaired)} files have no partner and are left out"
         found.append(Finding("unpaired", "warning", unpaired, said_of_them))
     found += census.of_void(pairs) + census.of_sizes(pairs) + duplicates.duplicates(pairs)
-    found += _of_forms(forms, data.classes) + _interpolated(pairs) + _moved(pairs, data.classes[heads[0]])
-    found += _exchanged(data, pairs, numbers) + _not_turned(data, pairs, numbers)
+    found += (
+        _of_forms(forms, data.classes) + misfits.interpolated(pairs) + misfits.moved_in(pairs, data.classes[heads[0]])
+    )
+    found += misfits.exchanged(data, pairs, numbers) + misfits.not_turned(data, pairs, numbers)
     lines = [census.sizes_line(pairs)]
     lines += [f"{len(files)} of {len(data)} pictures: {kind}, as in {files[0]}" for kind, files in noted.items()]
     return CheckReport(
@@ -176,15 +171,15 @@ def across(
     pairs = of_learnt.impressions, of_scored.impressions
     found = overlap(learnt, scored, pairs)
     near = duplicates.near_duplicates(*pairs, (learnt.split, scored.split))
-    return [finding for finding in (found, near, *_moved_against(train, val)) if finding]
+    return [
+        finding for finding in (found, near, *misfits.moved_against((learnt, pairs[0]), (scored, pairs[1]))) if finding
+    ]
 
 
 # One pair -----------------------------------------------------------------------------------------------------------
 
 
-def _look(
-    data: SegmentationDataset, index: int
-) -> tuple[Impression, tuple[str, ...], dict[str, Form]] | Finding:
+def _look(data: SegmentationDataset, index: int) -> tuple[Impression, tuple[str, ...], dict[str, Form]] | Finding:
     paths = data.paths(index)
     try:
         sample = data[index]
@@ -212,8 +207,8 @@ def _moved_by_id(bad: list[Finding], data: SegmentationDataset, counts: np.ndarr
     number = "high" if high else "low"
     missing = table.names[0 if high else -1]
     detail = (
-        f"{len(files)} of {len(data)} label maps of {data.split} have an id that is one too {number} for the table, and "
-        f"none has {missing}: all ids are moved by one; the first: {files[0].detail}"
+        f"{len(files)} of {len(data)} label maps of {data.split} have an id that is one too {number} for the table, "
+        f"and none has {missing}: all ids are moved by one; the first: {files[0].detail}"
     )
     return [Finding("shifted", "error", tuple(f.files[0] for f in files), detail), *others]
 
@@ -235,103 +230,3 @@ def _of_forms(forms: Mapping[str, Form], classes: Mapping[str, Classes]) -> list
         detail = f"{len(coloured)} label maps hold colours, and {why}: {coloured[0]}"
         found.append(Finding("rgb", "warning", coloured, detail))
     return found
-
-
-def _interpolated(pairs: Sequence[Impression]) -> list[Finding]:
-    found = []
-    for pair in pairs:
-        borders, alone, between = pair.seams
-        if between > SEAM * borders and 2 * between > alone and borders >= 50:
-            detail = (
-                f"{pair.files[1]}: {between:,} of {alone:,} pixels between two other labels lie between them in number, "
-                "as interpolation makes them; expected about none"
-            )
-            found.append(Finding("antialiased", "warning", (pair.files[1],), detail))
-    return found
-
-
-def _moved(pairs: Sequence[Impression], classes: Classes) -> list[Finding]:
-    found = []
-    for step, those in agreement.moved(pairs, len(classes)).items():
-        for pair in those:
-            detail = (
-                f"{pair.files[1]}: fits its picture clearly better with all ids {'lowered' if step < 0 else 'raised'} by "
-                "one, going by how the classes look and where they lie in the other pictures; are its ids too "
-                f"{'high' if step < 0 else 'low'} by one?"
-            )
-            found.append(Finding("shifted", "warning", (pair.files[1],), detail))
-    return found
-
-
-def _moved_against(
-    train: tuple[SegmentationDataset, CheckReport], val: tuple[SegmentationDataset, CheckReport]
-) -> list[Finding]:
-    """A split most of whose maps have ids that are moved against those of train."""
-    classes = len(next(iter(train[0].classes.values())))
-    learnt, pairs = train[1].impressions, val[1].impressions
-    if len(learnt) < agreement.ENOUGH or not pairs:
-        return []
-    looks = agreement.Looks.of(learnt, classes)
-    for step, those in agreement.moved(pairs, classes, looks).items():
-        if 2 * len(those) > len(pairs):
-            detail = (
-                f"{len(those)} of {len(pairs)} label maps of {val[0].split} fit their pictures clearly better with all ids "
-                f"{'lowered' if step < 0 else 'raised'} by one, going by {train[0].split}: one of the two is moved by one"
-            )
-            return [Finding("shifted", "error", tuple(pair.files[1] for pair in those), detail)]
-    return []
-
-
-def _exchanged(
-    data: SegmentationDataset, pairs: Sequence[Impression], numbers: Mapping[str, int]
-) -> list[Finding]:
-    """Label maps that have changed places: by colour first, and then on the edges of the pictures, which are read again."""
-    found: list[Finding] = []
-    taken: set[int] = set()
-    head = next(iter(data.classes))
-    for i, j in islice(agreement.candidates(pairs, len(data.classes[head])), 1000):
-        if {i, j} & taken or pairs[i].size != pairs[j].size:
-            continue
-        one, other = data[numbers[pairs[i].name]], data[numbers[pairs[j].name]]
-        maps = one.labels[head], other.labels[head]
-        own_one, other_on_one = agreement.under_borders(one.image, *maps)
-        one_on_other, own_other = agreement.under_borders(other.image, *maps)
-        if min(other_on_one - own_one, one_on_other - own_other, 1) > 0 and (
-            other_on_one + one_on_other - own_one - own_other > agreement.EXCHANGED_BY
-        ):
-            taken |= {i, j}
-            detail = (
-                f"the label maps of {one.name} and {other.name} fit each the other's picture better, by colours and by "
-                "edges: have they changed places?"
-            )
-            found.append(Finding("swapped", "warning", (*pairs[i].files, *pairs[j].files), detail))
-    return found
-
-
-def _not_turned(
-    data: SegmentationDataset, pairs: Sequence[Impression], numbers: Mapping[str, int]
-) -> list[Finding]:
-    """Label maps of pictures that EXIF has turned, and that lie on the picture's edges only once turned as well."""
-    found = []
-    head = next(iter(data.classes))
-    for pair in pairs:
-        if not pair.turned:
-            continue
-        sample = data[numbers[pair.name]]
-        labels = sample.labels[head]
-        there = turned(labels, read_form(pair.files[0]).orientation)
-        if there.shape != labels.shape:
-            continue
-        own, other = agreement.under_borders(sample.image, labels, there)
-        if other - own > agreement.EXCHANGED_BY:
-            detail = f"{pair.files[1]}: lies on the edges of its picture only when it is turned as the picture's EXIF says"
-            found.append(Finding("exif", "warning", (pair.files[1], pair.files[0]), detail))
-    return found
-
-
-def by_kind(findings: Sequence[Finding]) -> Counter[str]:
-    """How many findings there are of each kind."""
-    return Counter(finding.kind for finding in findings)
-
-
-_ = Path

@@ -28,9 +28,7 @@ UInt8 = npt.NDArray[np.uint8]
 PALETTE = np.array([voc_colour(i) for i in range(256)], np.uint8)
 
 
-def contact_sheet(
-    data: str, splits: Mapping[str, SegmentationDataset], reports: Mapping[str, CheckReport]
-) -> str:
+def contact_sheet(data: str, splits: Mapping[str, SegmentationDataset], reports: Mapping[str, CheckReport]) -> str:
     """The page, as HTML.
 
     Args:

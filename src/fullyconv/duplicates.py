@@ -32,7 +32,7 @@ STEP = 0.06
 """Most that windows are apart, as a share of the picture's side."""
 
 FAINT = 4.0
-"""Standard deviation of a thumbnail's grey, 0..255, below which there is nothing to compare: a dark or an empty frame."""
+"""Standard deviation of a thumbnail's grey, 0..255, below which there is nothing to compare, as in a dark frame."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,7 +81,9 @@ def overlap(
         f"{count} pictures of {val.split} are in {train.split}, too: {', '.join(named[:5])}"
         f"{', ...' if named[5:] else ''}; a picture that is learnt cannot be scored: drop them from one of the two"
     )
-    of_name = [{data.names[i]: str(data.paths(i)[0] or data.names[i]) for i in range(len(data))} for data in (val, train)]
+    of_name = [
+        {data.names[i]: str(data.paths(i)[0] or data.names[i]) for i in range(len(data))} for data in (val, train)
+    ]
     files = dict.fromkeys(of[name] for twin in twins for of, name in zip(of_name, twin, strict=True))
     return Finding("overlap", "error", tuple(files), detail)
 

@@ -40,7 +40,9 @@ KINDS: Mapping[str, Kind] = {
         "the picture is stored upright as PNG, and the label map is turned as the picture's EXIF says",
     ),
     "label": Kind(
-        "a label that no class has cannot be learnt", "add it to the table of classes, or mark it as void there", LEFT_OUT
+        "a label that no class has cannot be learnt",
+        "add it to the table of classes, or mark it as void there",
+        LEFT_OUT,
     ),
     "shifted": Kind(
         "every class is learnt under its neighbour's name, and one is missing",
@@ -66,9 +68,7 @@ KINDS: Mapping[str, Kind] = {
         "make the label map again without anti-aliasing; resize label maps with nearest neighbour only",
         "left out where a seam has ids outside the table; else it is kept, since the edge is not known",
     ),
-    "swapped": Kind(
-        "each picture is learnt with the labels of another", "look at both, and exchange the label maps"
-    ),
+    "swapped": Kind("each picture is learnt with the labels of another", "look at both, and exchange the label maps"),
     "duplicate": Kind(
         "the picture counts twice; where its label maps differ, training is told two things",
         "keep one of them",
@@ -95,9 +95,7 @@ KINDS: Mapping[str, Kind] = {
     "single": Kind(
         "there is nothing to tell apart", "see whether the table of classes is that of the files; 255 is void"
     ),
-    "balance": Kind(
-        "the rarest classes hardly change the loss", "train with --class-weights median, or merge classes"
-    ),
+    "balance": Kind("the rarest classes hardly change the loss", "train with --class-weights median, or merge classes"),
     "sizes": Kind(
         "small pictures are mostly border, large ones show objects at another scale",
         "scale the pictures to like scales, labels with nearest neighbour; or drop the outliers",

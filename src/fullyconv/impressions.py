@@ -77,7 +77,8 @@ def impression(sample: Sample, files: tuple[str, ...], classes: Mapping[str, Cla
 def middles(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The labels (SIDE, SIDE) in the middle of what each pixel of a thumbnail covers."""
     rows, columns = (((np.arange(SIDE) + 0.5) * side / SIDE).astype(np.intp) for side in labels.shape)
-    return labels[rows[:, None], columns]
+    found: npt.NDArray[Any] = labels[rows[:, None], columns]
+    return found
 
 
 def _seams(labels: npt.NDArray[Any]) -> tuple[int, int, int]:
