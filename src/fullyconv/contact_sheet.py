@@ -17,12 +17,16 @@ from fullyconv.findings import KINDS, Finding
 from fullyconv.images import SUFFIXES, read_image, read_values
 from fullyconv.report import Picture, cards, page, section, strip
 
-SHOWN = 12
-"""Pairs that are shown of a finding; all are named."""
+SHOWN = 24
+"""Pairs that are shown of a kind; `NAMED` files of a finding are named."""
 WIDEST = 280
 """Pixels across of a thumbnail."""
 NAMED = 200
 """Files that are named of a finding."""
+GRID = (
+    "display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: .4rem 1.4rem; align-items: end"
+)
+"""Style of the tiles of one kind."""
 
 UInt8 = npt.NDArray[np.uint8]
 PALETTE = np.array([voc_colour(i) for i in range(256)], np.uint8)
@@ -66,24 +70,27 @@ def contact_sheet(data: str, splits: Mapping[str, SegmentationDataset], reports:
 
 
 def _of_kind(
-    found: list[tuple[str, Finding]],
-    splits: Mapping[str, SegmentationDataset],
-    pairs: Mapping[str, tuple[str, int]],
+    found: list[tuple[str, Finding]], splits: Mapping[str, SegmentationDataset], pairs: Mapping[str, tuple[str, int]]
 ) -> list[str]:
     parts = []
     room = SHOWN
     for split, finding in found:
-        mark = "warn" if finding.severity == "error" else ""
-        parts.append(f'<p class="{mark}"><b>{escape(split)}</b>: {escape(finding.detail)}</p>')
         concerned = list(dict.fromkeys(pairs[file] for file in finding.files if file in pairs))
-        for where, index in concerned[:room]:
-            parts.append(_pair(splits[where], where, index))
-        room -= min(room, len(concerned))
-        if len(finding.files) > len(concerned) or len(concerned) > SHOWN:
+        alone = [Path(file) for file in finding.files if file not in pairs]
+        shown = [_pair(splits[where], where, index) for where, index in concerned[:room]]
+        shown += [strip([_picture(path)], widest=WIDEST) for path in alone[: room - len(shown)] if path.is_file()]
+        room -= len(shown)
+        mark = "warn" if finding.severity == "error" else ""
+        said = f'<p class="{mark}"><b>{escape(split)}</b>: {escape(finding.detail)}</p>'
+        if len(finding.files) > len(shown):
             names = "".join(f"<li>{escape(file)}</li>" for file in finding.files[:NAMED])
             more = f"<li>and {len(finding.files) - NAMED} more</li>" if len(finding.files) > NAMED else ""
-            parts.append(f"<details><summary>{len(finding.files)} files</summary><ul>{names}{more}</ul></details>")
-    return parts
+            said += f"<details><summary>{len(finding.files)} files</summary><ul>{names}{more}</ul></details>"
+        if len(shown) == 1:
+            parts.append(f"<div>{said}{shown[0]}</div>")
+        else:
+            parts += [f'<div style="grid-column: 1 / -1">{said}</div>', *(f"<div>{tile}</div>" for tile in shown)]
+    return [f'<div style="{GRID}">', *parts, "</div>"]
 
 
 def _pair(data: SegmentationDataset, split: str, index: int) -> str:
