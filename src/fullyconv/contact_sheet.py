@@ -24,7 +24,8 @@ WIDEST = 280
 NAMED = 200
 """Files that are named of a finding."""
 GRID = (
-    "display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: .4rem 1.4rem; align-items: end"
+    "display: grid; grid-template-columns: repeat(auto-fill, minmax(24rem, 1fr)); gap: .4rem 1.6rem; "
+    "align-items: end; overflow-wrap: anywhere"
 )
 """Style of the tiles of one kind."""
 
@@ -82,7 +83,7 @@ def _of_kind(
         room -= len(shown)
         mark = "warn" if finding.severity == "error" else ""
         said = f'<p class="{mark}"><b>{escape(split)}</b>: {escape(finding.detail)}</p>'
-        if len(finding.files) > len(shown):
+        if len(concerned) + len(alone) > len(shown):
             names = "".join(f"<li>{escape(file)}</li>" for file in finding.files[:NAMED])
             more = f"<li>and {len(finding.files) - NAMED} more</li>" if len(finding.files) > NAMED else ""
             said += f"<details><summary>{len(finding.files)} files</summary><ul>{names}{more}</ul></details>"
@@ -107,8 +108,8 @@ def _pair(data: SegmentationDataset, split: str, index: int) -> str:
 def _picture(path: Path) -> Picture:
     try:
         pixels: UInt8 = read_image(path).pixels
-    except ImageError as error:
-        return Picture(_NOTHING, str(error))
+    except ImageError:
+        return Picture(_NOTHING, f"{path.name}: cannot be read")
     return Picture(pixels, f"{path.name}, {pixels.shape[0]} x {pixels.shape[1]}")
 
 
@@ -117,11 +118,11 @@ def _label_map(path: Path) -> Picture:
     try:
         values = read_values(path)
         pixels = values if values.ndim == 3 else PALETTE[values & 255]
-    except ImageError as refusal:
+    except ImageError:
         try:
             pixels = read_image(path).pixels
         except ImageError:
-            return Picture(_NOTHING, str(refusal))
+            return Picture(_NOTHING, f"{path.name}: cannot be read")
     return Picture(pixels, f"{path.name}, {pixels.shape[0]} x {pixels.shape[1]}")
 
 
