@@ -116,17 +116,17 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
         for head in heads:
             counts[head] += pair.pixels[head]
             shown[head] += pair.pixels[head][:-1] > 0
-    found = _moved_by_id(bad, data, counts[heads[0]])
+    found = misfits.reconsidered(bad, data, pairs)
     for head in heads:
         said = counts[head][:-1], int(counts[head][-1]), shown[head]
         found += census.of_classes(head, data.classes[head], data.split, *said)
     if unpaired := tuple(str(path) for path in getattr(data, "unpaired", ())):
-        said_of_them = f"{len(unpaired)} files have no partner and are left out"
+        named = ", ".join(unpaired[:5]) + (", ..." if unpaired[5:] else "")
+        said_of_them = f"{len(unpaired)} files have no partner of the same name and are left out: {named}"
         found.append(Finding("unpaired", "warning", unpaired, said_of_them))
     found += census.of_void(pairs) + census.of_sizes(pairs) + duplicates.duplicates(pairs)
-    found += (
-        _of_forms(forms, data.classes) + misfits.interpolated(pairs) + misfits.moved_in(pairs, data.classes[heads[0]])
-    )
+    found += _of_forms(forms, data.classes)
+    found += misfits.interpolated(pairs) + misfits.moved_in(pairs, data.classes[heads[0]])
     found += misfits.exchanged(data, pairs, numbers) + misfits.not_turned(data, pairs, numbers)
     lines = [census.sizes_line(pairs)]
     lines += [f"{len(files)} of {len(data)} pictures: {kind}, as in {files[0]}" for kind, files in noted.items()]
@@ -191,26 +191,6 @@ def _look(data: SegmentationDataset, index: int) -> tuple[Impression, tuple[str,
 
 
 # All pairs ----------------------------------------------------------------------------------------------------------
-
-
-def _moved_by_id(bad: list[Finding], data: SegmentationDataset, counts: np.ndarray) -> list[Finding]:
-    """The refused files, of which those whose ids prove that they are moved are one finding where all are."""
-    files = [finding for finding in bad if finding.kind == "shifted"]
-    others = [finding for finding in bad if finding.kind != "shifted"]
-    if len(files) < 2:
-        return bad
-    table = next(iter(data.classes.values()))
-    high = bool(counts[0] == 0)
-    low = bool(counts[len(table) - 1] == 0)
-    if not (high or low) or len(files) * 10 < len(data):
-        return bad
-    number = "high" if high else "low"
-    missing = table.names[0 if high else -1]
-    detail = (
-        f"{len(files)} of {len(data)} label maps of {data.split} have an id that is one too {number} for the table, "
-        f"and none has {missing}: all ids are moved by one; the first: {files[0].detail}"
-    )
-    return [Finding("shifted", "error", tuple(f.files[0] for f in files), detail), *others]
 
 
 def _of_forms(forms: Mapping[str, Form], classes: Mapping[str, Classes]) -> list[Finding]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fullyconv.config import Classes
 from fullyconv.errors import ImageError
 from fullyconv.findings import Finding
-from fullyconv.images import SUFFIXES, read_form, read_image, read_values, turned
+from fullyconv.images import SUFFIXES, read_form, read_image, read_values
 
 MANY = 15
 """More values outside the table than these are taken for blends of others."""
@@ -54,7 +54,7 @@ def _of_label_map(path: Path, picture: Path | None, classes: Classes) -> str:
         return "alpha" if form.transparency else "label"
     if picture is not None:
         like = read_form(picture)
-        upright = turned(np.empty(like.size), like.orientation).shape
+        upright = like.size[::-1] if like.orientation >= 5 else like.size
         if values.shape[:2] != upright:
             stored_alike = form.size == like.size and form.orientation != like.orientation
             return "exif" if stored_alike else "size"

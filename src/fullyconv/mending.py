@@ -163,17 +163,20 @@ class _Plan:
         """Decide what is done about a finding."""
         pairs = list(dict.fromkeys(self.owner[file] for file in finding.files if file in self.owner))
         certain = finding.severity == "error" or finding.kind in ("rgb", "alpha", "exif")
+        step = self._step(pairs) if finding.kind == "shifted" and certain else 0
         if finding.kind == "unpaired":
             self.done += [f"unpaired: left out: {file}" for file in finding.files]
         elif finding.kind in ("overlap", "near-duplicate"):
             self._drop([pair for pair in pairs if pair[0] == "train"], finding.kind)
         elif finding.kind == "duplicate":
             self._drop_copies(split, pairs, finding)
-        elif finding.kind in DROPPED:
+        elif finding.kind == "shifted" and not step:
+            self.left.append(f"{finding.kind}: {finding.detail}")
+        elif finding.kind in DROPPED or (finding.kind == "swapped" and certain):
             self._drop(pairs, finding.kind)
         elif finding.kind in REWRITTEN and certain:
             for pair in pairs:
-                self._rewrite(pair, finding)
+                self._rewrite(pair, finding, step)
         else:
             self.left.append(f"{finding.kind}: {finding.detail}")
 
@@ -192,11 +195,16 @@ class _Plan:
         if not all(same):
             self.left.append(f"{finding.kind}: {finding.detail}")
 
-    def _rewrite(self, pair: Pair, finding: Finding) -> None:
+    def _step(self, pairs: Sequence[Pair]) -> int:
+        """What must be added to the ids; 0 where no file proves it. The first does where one does."""
+        classes = self.folders[pairs[0][0]].classes["out"]
+        return shift_of(np.unique(read_values(self._paths(pairs[0])[1])).tolist(), classes)
+
+    def _rewrite(self, pair: Pair, finding: Finding, step: int) -> None:
         picture, label_map = self._paths(pair)
         classes = self.folders[pair[0]].classes["out"]
         try:
-            values, said = _meant(finding.kind, picture, label_map, classes, self.palette)
+            values, said = _meant(finding.kind, picture, label_map, classes, self.palette, step)
             pixels = read_image(picture).pixels
             channels = label_channels(values, classes=classes, path=label_map, size=(pixels.shape[0], pixels.shape[1]))
         except ImageError:
@@ -254,7 +262,7 @@ def _below(folder: Path, name: str, suffix: str) -> Path:
 
 
 def _meant(
-    kind: str, picture: Path, path: Path, classes: Classes, palette: Mapping[tuple[int, int, int], int]
+    kind: str, picture: Path, path: Path, classes: Classes, palette: Mapping[tuple[int, int, int], int], step: int
 ) -> tuple[npt.NDArray[Any], str]:
     """The ids or colours that a label map was meant to hold, where it proves them, and what was done to it."""
     form = read_form(path)
@@ -264,7 +272,6 @@ def _meant(
     if kind == "exif":
         return turned(values, read_form(picture).orientation), "turned as its picture"
     if kind == "shifted":
-        step = shift_of(np.unique(values).tolist(), classes)
         return _moved(values, step, classes), f"{'raised' if step > 0 else 'lowered'} by 1"
     if values.ndim == 3 and kind in ("rgb", "alpha"):
         return _ids_of(values, palette, path), "colours written as ids"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+
+import numpy as np
 
 from fullyconv import agreement
 from fullyconv.config import Classes
-from fullyconv.datasets.base import SegmentationDataset
+from fullyconv.datasets.base import Sample, SegmentationDataset
 from fullyconv.findings import Finding
-from fullyconv.images import read_form, turned
-from fullyconv.impressions import Impression
+from fullyconv.images import read_form, read_image, read_values, turned
+from fullyconv.impressions import Impression, impression
 
 SEAM = 0.12
 """Pixels between two other labels, and between them in number, to one border, from which on a label map is taken for
@@ -20,7 +23,80 @@ TRIED = 2016
 """Most pairs of label maps that are exchanged on trial: every two of 64."""
 
 
+def reconsidered(bad: Sequence[Finding], data: SegmentationDataset, pairs: Sequence[Impression]) -> list[Finding]:
+    """The findings on pairs that were refused, once all have been seen.
+
+    Ids that are moved in all label maps are one finding. Where others are right, the rest of the set must say that a
+    map is moved: else its id is one more that the table has not. Two label maps of each other's size are exchanged.
+    """
+    if len(data.classes) != 1:
+        return list(bad)
+    table = next(iter(data.classes.values()))
+    others = [finding for finding in bad if finding.kind not in ("shifted", "size")]
+    moved = [finding for finding in bad if finding.kind == "shifted"]
+    return [*_all_moved(moved, data, pairs, table), *_of_each_others_size(bad), *others]
+
+
+def _all_moved(
+    moved: Sequence[Finding], data: SegmentationDataset, pairs: Sequence[Impression], table: Classes
+) -> list[Finding]:
+    counts = sum((next(iter(pair.pixels.values())) for pair in pairs), np.zeros(len(table) + 1, np.int64))
+    for word, missing in (("high", 0), ("low", len(table) - 1)):
+        if len(moved) > 1 and 10 * len(moved) >= len(data) and not counts[missing]:
+            detail = (
+                f"{len(moved)} of {len(data)} label maps of {data.split} have an id that is one too {word} for the "
+                f"table, and none has {table.names[missing]}: all ids are moved by one; the first: {moved[0].detail}"
+            )
+            # Those without such an id are moved with the others; the first is one that proves it.
+            files = dict.fromkeys([*(finding.files[0] for finding in moved), *(pair.files[1] for pair in pairs)])
+            return [Finding("shifted", "error", tuple(files), detail)]
+    numbers = {str(data.paths(i)[1]): i for i in range(len(data))} if moved else {}
+    looks = agreement.Looks(pairs, len(table)) if moved and len(pairs) >= agreement.ENOUGH else None
+    return [
+        finding
+        if looks and _fits_moved(data, numbers[finding.files[0]], table, looks)
+        else replace(finding, kind="label")
+        for finding in moved
+    ]
+
+
+def _fits_moved(data: SegmentationDataset, index: int, table: Classes, looks: agreement.Looks) -> bool:
+    picture, label_map = data.paths(index)
+    if picture is None or label_map is None:
+        return False
+    values = read_values(label_map)
+    labels = np.full(values.shape, table.void)
+    for number, channel in table.index_of_id().items():
+        labels[values == number] = channel
+    seen = impression(Sample("", read_image(picture).pixels, {"out": labels}), ("", ""), {"out": table})
+    return bool(agreement.moved([seen], len(table), looks))
+
+
+def _of_each_others_size(bad: Sequence[Finding]) -> list[Finding]:
+    wrong = [finding for finding in bad if finding.kind == "size"]
+    sizes = {file: _upright_size(file) for finding in wrong for file in finding.files}
+    fits = [
+        {j for j, other in enumerate(wrong) if sizes[one.files[0]] == sizes[other.files[-1]]} for one in wrong
+    ]  # whose picture each map has the size of
+    found: list[Finding] = []
+    for i, one in enumerate(wrong):
+        # Only where there is no other choice.
+        if len(fits[i]) == 1 and fits[j := min(fits[i])] == {i}:
+            if i < j:
+                detail = f"the label maps {one.files[0]} and {wrong[j].files[0]} have the size of each other's picture"
+                found.append(Finding("swapped", "error", (*one.files, *wrong[j].files), detail))
+        else:
+            found.append(one)
+    return found
+
+
+def _upright_size(path: str) -> tuple[int, int]:
+    form = read_form(path)
+    return (form.size[1], form.size[0]) if form.orientation >= 5 else form.size
+
+
 def interpolated(pairs: Sequence[Impression]) -> list[Finding]:
+    """Label maps with seams of labels between two others, as interpolation and anti-aliasing make them."""
     found = []
     for pair in pairs:
         borders, alone, between = pair.seams
@@ -34,6 +110,7 @@ def interpolated(pairs: Sequence[Impression]) -> list[Finding]:
 
 
 def moved_in(pairs: Sequence[Impression], classes: Classes) -> list[Finding]:
+    """Label maps whose ids are moved by one against those of the others, within the table."""
     found = []
     for step, those in agreement.moved(pairs, len(classes)).items():
         for pair in those:
