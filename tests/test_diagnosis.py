@@ -35,9 +35,9 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def jpeg(image: Image.Image) -> Image.Image:
+def jpeg(path: Path) -> Image.Image:
     stored = io.BytesIO()
-    image.save(stored, "JPEG")
+    Image.open(path).convert("RGB").save(stored, "JPEG")
     return Image.open(stored)
 
 

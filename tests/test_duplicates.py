@@ -104,7 +104,7 @@ def test_dark_frames_are_no_copies_of_each_other(root: Path) -> None:
 
 def test_streets_and_rooms_as_they_are_are_no_copies_and_their_crops_are(shared: Path, tmp_path: Path) -> None:
     # Every third picture; all of them were measured once, see docs/data.md.
-    for half, suffix in (("images", "jpg"), ("labels", "png")):
+    for half in ("images", "labels"):
         for split in ("train", "val"):
             (tmp_path / half / split).mkdir(parents=True)
             for file in sorted((shared / "camvid" / half / split).iterdir())[::3]:

@@ -28,10 +28,6 @@ def root(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "data"))
 
 
-def moved(step: int) -> object:
-    return lambda ids: np.where(ids == 255, 255, np.clip(ids.astype(int) + step, 0, 11))
-
-
 def test_a_map_whose_ids_are_moved_inside_the_table_is_found(root: Path) -> None:
     planted.edit(root / MAP, lambda ids: np.where(ids < 10, ids + 1, ids))
     (found,) = planted.found(root)
@@ -101,16 +97,10 @@ def test_a_map_that_is_not_turned_with_its_picture_is_found_though_the_sizes_agr
 
 
 def test_interpolated_ids_are_found_by_their_seams_though_the_table_has_them(root: Path) -> None:
-    def shrink(ids: np.ndarray) -> np.ndarray:
-        known = Image.fromarray(np.where(ids == 255, 0, ids).astype(np.uint8) * 1)
-        small = np.array(known.resize((96, 72), Image.Resampling.BILINEAR).resize((128, 96), Image.Resampling.NEAREST))
-        return np.kron(small[::2, ::2], np.ones((2, 2), np.uint8))[:96, :128]
-
     # A map of many borders, so that there is something to see.
     labels = np.zeros(planted.SIZE, np.uint8)
     labels[:, ::16], labels[:, 1::16], labels[:, 2::16], labels[:, 3::16] = 10, 10, 10, 10
     blurred = np.array(Image.fromarray(labels).resize((256, 192), Image.Resampling.BILINEAR))[:96, :128]
-    assert shrink(labels).shape == labels.shape
     planted.store(root / MAP, blurred)
     found = [finding for finding in planted.found(root) if finding.kind == "antialiased"]
     assert [planted.below(root, finding) for finding in found] == [(MAP,)]
@@ -122,7 +112,9 @@ def test_edges_of_a_picture_are_under_the_borders_of_its_own_map() -> None:
     rng = np.random.default_rng(0)
     labels = np.kron(rng.integers(0, 5, (6, 8)), np.ones((16, 16), int))
     picture = (labels[..., None] * 40 + rng.integers(0, 30, (96, 128, 3))).astype(np.uint8)
-    own, turned, flat = agreement.under_borders(picture, labels, np.roll(labels, 7, axis=(0, 1)), labels * 0)
+    edges = agreement.edges_of(picture)
+    maps = labels, np.roll(labels, 7, axis=(0, 1)), labels * 0
+    own, turned, flat = (agreement.under_borders(edges, agreement.borders_of(each)) for each in maps)
     assert own > turned + agreement.ON_EDGES_BY
     assert flat == 0.0
 

@@ -147,15 +147,20 @@ def exchanged(data: SegmentationDataset, pairs: Sequence[Impression], numbers: M
     found: list[tuple[float, int, int]] = []
     head = next(iter(data.classes))
     tried = agreement.candidates(pairs, len(data.classes[head]))[:TRIED]
-    read = lru_cache(maxsize=agreement.FEW)(lambda i: data[numbers[pairs[i].name]])
+
+    @lru_cache(maxsize=agreement.FEW)
+    def outlines(i: int) -> tuple[agreement.Floats, agreement.Floats]:
+        sample = data[numbers[pairs[i].name]]
+        return agreement.edges_of(sample.image), agreement.borders_of(sample.labels[head])
+
     for i, j in tried:
         if pairs[i].size != pairs[j].size or pairs[i].labels_digest == pairs[j].labels_digest:
             continue
-        maps = read(i).labels[head], read(j).labels[head]
-        (own_i, j_on_i), (i_on_j, own_j) = (agreement.under_borders(read(k).image, *maps) for k in (i, j))
-        gains = j_on_i - own_i, i_on_j - own_j
-        if sum(gains) > agreement.ON_EDGES_BY:
-            found.append((sum(gains), i, j))
+        (edges_i, borders_i), (edges_j, borders_j) = outlines(i), outlines(j)
+        as_it_is = agreement.under_borders(edges_i, borders_i) + agreement.under_borders(edges_j, borders_j)
+        exchanged = agreement.under_borders(edges_i, borders_j) + agreement.under_borders(edges_j, borders_i)
+        if exchanged - as_it_is > agreement.ON_EDGES_BY:
+            found.append((exchanged - as_it_is, i, j))
     findings = []
     taken: set[int] = set()
     for _, i, j in sorted(found, reverse=True):
@@ -181,7 +186,8 @@ def not_turned(data: SegmentationDataset, pairs: Sequence[Impression], numbers: 
         there = turned(labels, read_form(pair.files[0]).orientation)
         if there.shape != labels.shape:
             continue
-        own, other = agreement.under_borders(sample.image, labels, there)
+        edges = agreement.edges_of(sample.image)
+        own, other = (agreement.under_borders(edges, agreement.borders_of(turn)) for turn in (labels, there))
         if other - own > agreement.EXCHANGED_BY:
             detail = (
                 f"{pair.files[1]}: lies on the edges of its picture only when it is turned as the picture's EXIF says"
