@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
         (MAP, PICTURE),
     ),
     "an id that no class has": (
-        lambda root: planted.edit(root / MAP, lambda ids: np.full_like(ids, 77)),
+        lambda root: planted.edit(root / MAP, lambda ids: ids * 0 + 77),
         "label",
         (MAP,),
     ),
@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
         (MAP,),
     ),
     "a JPEG stored as PNG": (
-        lambda root: jpeg(Image.open(root / MAP).convert("RGB")).save(root / MAP),
+        lambda root: jpeg(root / MAP).save(root / MAP),
         "antialiased",
         (MAP,),
     ),

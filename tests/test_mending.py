@@ -87,7 +87,7 @@ def test_colours_become_ids_by_the_palette_that_the_other_files_share(root: Path
         image.save(path)
     Image.open(root / MAP).convert("RGB").save(root / MAP)
     mended(root, tmp_path / "out")
-    assert Image.open(tmp_path / "out" / MAP).mode == "P"
+    assert planted.ids(tmp_path / "out" / MAP).ndim == 2
     assert np.array_equal(labels(tmp_path / "out", MAP), labels(sound, MAP))
 
 
@@ -97,16 +97,15 @@ def test_ids_that_are_moved_in_all_maps_are_moved_back_in_all(root: Path, sound:
         values = planted.ids(path)
         values[:3, :3] = 10
         planted.store(path, np.where(values == 255, 255, values + 1))
-    (root / "labels/train/05.png").write_bytes((root / "labels/train/06.png").read_bytes())
+    # One map without that class, which could be read as it is, is moved with the others.
     planted.edit(root / "labels/train/05.png", lambda ids: np.where(ids == 11, 2, ids))
     mended(root, tmp_path / "out")
     mended_ids = labels(tmp_path / "out", MAP)
     assert np.array_equal(mended_ids[3:], labels(sound, MAP)[3:])
     assert (mended_ids[:3, :3] == 10).all()
-    other = labels(tmp_path / "out", "labels/train/05.png")
-    assert (
-        np.array_equal(other[3:, 3:] % 10, labels(sound, "labels/train/06.png")[3:, 3:] % 10)
-        or (other[:3, :3] == 1).all()
+    sound_ids = labels(sound, "labels/train/05.png")
+    assert np.array_equal(
+        labels(tmp_path / "out", "labels/train/05.png")[3:], np.where(sound_ids == 10, 1, sound_ids)[3:]
     )
 
 
