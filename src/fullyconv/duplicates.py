@@ -170,7 +170,7 @@ def _windows() -> Iterator[tuple[float, float, float]]:
     """(top, left, side) of the windows that are tried, as shares of the picture; the first is all of it."""
     yield 0.0, 0.0, 1.0
     for side in SHARES:
-        places = np.linspace(0, 1 - side, int(np.ceil((1 - side) / STEP)) + 1) if side < 0.95 else [(1 - side) / 2]
+        places = np.linspace(0, 1 - side, int(np.ceil((1 - side) / STEP)) + 1)
         for top in places:
             for left in places:
                 yield float(top), float(left), side

@@ -19,6 +19,8 @@ SEAM = 0.12
 """Pixels between two other labels, and between them in number, to one border, from which on a label map is taken for
 interpolated. CamVid's maps have 0.03 at most, shrunk by a quarter with bilinear interpolation 0.25 at least."""
 
+BORDERS = 64
+"""Pixels of border from which on a label map is judged by the edges under them; fewer lie on edges by chance."""
 TRIED = 2016
 """Most pairs of label maps that are exchanged on trial: every two of 64."""
 
@@ -157,6 +159,8 @@ def exchanged(data: SegmentationDataset, pairs: Sequence[Impression], numbers: M
         if pairs[i].size != pairs[j].size or pairs[i].labels_digest == pairs[j].labels_digest:
             continue
         (edges_i, borders_i), (edges_j, borders_j) = outlines(i), outlines(j)
+        if min(borders_i.sum(), borders_j.sum()) < BORDERS:
+            continue
         as_it_is = agreement.under_borders(edges_i, borders_i) + agreement.under_borders(edges_j, borders_j)
         exchanged = agreement.under_borders(edges_i, borders_j) + agreement.under_borders(edges_j, borders_i)
         if exchanged - as_it_is > agreement.ON_EDGES_BY:
