@@ -187,7 +187,7 @@ def borders_of(labels: npt.NDArray[Any]) -> Floats:
 
 
 def _thinned(array: npt.NDArray[Any]) -> int:
-    return max(1, round(array.shape[0] * array.shape[1] / 2**16))
+    return max(1, round(int(array.shape[0]) * int(array.shape[1]) / 2**16))
 
 
 def under_borders(edges: Floats, borders: Floats) -> float:
