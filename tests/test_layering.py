@@ -113,7 +113,7 @@ NEIGHBOURS = {
     "variants": {"locate", "tracing"},
     "stitching": {"rarefaction"},
     "checking": {"diagnosis", "census", "duplicates", "misfits"},
-    "misfits": {"agreement"},
+    "misfits": {"agreement", "diagnosis"},
     "weights": {"caffe"},
     "model": {"backbones"},
     "datasets": {

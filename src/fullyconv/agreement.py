@@ -124,20 +124,30 @@ def moved(pairs: Sequence[Impression], classes: int, looks: Looks | None = None)
             continue
         of_colour, of_place = learnt.without(labels, colours) if looks is None else looks.in_all
         for step in (-1, 1):
-            there = labels + step
-            # What falls off the table is no gain.
-            there[~known | (there < 0) | (there >= classes)] = classes
-            gain = (
-                of_colour[there, colours]
-                + of_place[there, PLACES]
-                - of_colour[labels, colours]
-                - of_place[labels, PLACES]
-            )
-            fit = of_colour[there, colours] + of_place[there, PLACES]
+            gain, fit = _moved(labels, colours, of_colour, of_place, step)
             # What fits badly either way is wrong in another way.
-            if fit.sum() > 0 and gain.sum() > MOVED_BY * np.count_nonzero(known):
+            if fit > 0 and gain > MOVED_BY:
                 found.setdefault(step, []).append(pair)
     return found
+
+
+def gain_by_moving(pair: Impression, classes: int, looks: Looks, step: int) -> float:
+    """How much better, nats a cell, a map fits its picture with all ids moved, going by other pairs."""
+    labels, colours = labels_of([pair], classes)[0], colours_of([pair])[0]
+    return _moved(labels, colours, *looks.in_all, step)[0]
+
+
+def _moved(labels: Integers, colours: Integers, of_colour: Floats, of_place: Floats, step: int) -> tuple[float, float]:
+    """What is gained by moving the ids, and how well they fit then, nats a labelled cell."""
+    void = len(of_colour) - 1
+    known = labels < void
+    there = labels + step
+    # What falls off the table is no gain.
+    there[~known | (there < 0) | (there >= void)] = void
+    fit = of_colour[there, colours] + of_place[there, PLACES]
+    gain = fit - of_colour[labels, colours] - of_place[labels, PLACES]
+    cells = max(np.count_nonzero(known), 1)
+    return float(gain.sum()) / cells, float(fit.sum()) / cells
 
 
 def candidates(pairs: Sequence[Impression], classes: int) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ import numpy as np
 from fullyconv import agreement
 from fullyconv.config import Classes
 from fullyconv.datasets.base import Sample, SegmentationDataset
+from fullyconv.diagnosis import shift_of
 from fullyconv.findings import Finding
 from fullyconv.images import read_form, read_image, read_values, turned
 from fullyconv.impressions import Impression, impression
@@ -54,12 +55,18 @@ def _all_moved(
             return [Finding("shifted", "error", tuple(files), detail)]
     numbers = {str(data.paths(i)[1]): i for i in range(len(data))} if moved else {}
     looks = agreement.Looks(pairs, len(table)) if moved and len(pairs) >= agreement.ENOUGH else None
-    return [
-        finding
-        if looks and _fits_moved(data, numbers[finding.files[0]], table, looks)
-        else replace(finding, kind="label")
-        for finding in moved
-    ]
+    found = []
+    for finding in moved:
+        if looks is None:
+            hint = "are all ids of this map moved by one? The other maps are too few to tell"
+            found.append(replace(finding, kind="label", detail=f"{finding.detail}; {hint}"))
+        elif _fits_moved(data, numbers[finding.files[0]], table, looks):
+            found.append(
+                replace(finding, detail=f"{finding.detail}; with all ids moved by one it fits its picture better")
+            )
+        else:
+            found.append(replace(finding, kind="label"))
+    return found
 
 
 def _fits_moved(data: SegmentationDataset, index: int, table: Classes, looks: agreement.Looks) -> bool:
@@ -71,7 +78,8 @@ def _fits_moved(data: SegmentationDataset, index: int, table: Classes, looks: ag
     for number, channel in table.index_of_id().items():
         labels[values == number] = channel
     seen = impression(Sample("", read_image(picture).pixels, {"out": labels}), ("", ""), {"out": table})
-    return bool(agreement.moved([seen], len(table), looks))
+    step = shift_of(np.unique(values).tolist(), table)
+    return agreement.gain_by_moving(seen, len(table), looks, step) > 0
 
 
 def _of_each_others_size(bad: Sequence[Finding]) -> list[Finding]:
