@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fullyconv"
 
 LAYERS = (
-    {"__init__", "errors", "geometry", "config", "lookup", "rates", "events", "archives"},
+    {"__init__", "errors", "geometry", "config", "lookup", "rates", "events", "archives", "findings"},
     {
         "locate",
         "tracing",
@@ -43,6 +43,7 @@ LAYERS = (
         "model",
         "rarefaction",
         "stitching",
+        "impressions",
         "datasets",
         "datasets.inputs",
         "datasets.listed",
@@ -62,6 +63,11 @@ LAYERS = (
         "presets",
         "building",
         "checking",
+        "diagnosis",
+        "census",
+        "duplicates",
+        "agreement",
+        "misfits",
         "optim",
         "sampling",
         "segmentation",
@@ -74,10 +80,10 @@ LAYERS = (
         "margins",
         "rasters",
     },
-    {"checkpoint", "runners", "quick"},
+    {"checkpoint", "runners", "quick", "mending"},
     {"inference", "conversion", "streaming", "tuning"},
     {"evaluation", "explanation", "recipes", "runs", "report"},
-    {"learner", "alarms", "fitting", "training", "demo"},
+    {"contact_sheet", "learner", "alarms", "fitting", "training", "demo"},
     {
         "studies",
         "studies.base",
@@ -109,6 +115,8 @@ NEIGHBOURS = {
     "parts": {"locate", "taps"},
     "variants": {"locate", "tracing"},
     "stitching": {"rarefaction"},
+    "checking": {"diagnosis", "census", "duplicates", "misfits"},
+    "misfits": {"agreement", "diagnosis"},
     "weights": {"caffe"},
     "model": {"backbones"},
     "datasets": {

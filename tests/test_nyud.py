@@ -117,7 +117,7 @@ def test_files_that_are_wrong_are_refused_in_one_line(root: Path) -> None:
     with pytest.raises(ImageError, match="a depth map in mode RGB; expected one channel"):
         data[0]
     depth.unlink()
-    assert [(f.kind, f.files) for f in check(data).errors] == [("picture", (str(depth),))]
+    assert [(f.kind, f.files) for f in check(data).errors] == [("unpaired", (str(depth),))]
     mini.mat(root / "segmentation/img_5004.mat", segmentation=mini.grid(41))
     with pytest.raises(ImageError, match=r"41 \(48 px\); expected ids 1\.\.40 or void 0, 255"):
         data[1]

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import planted
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from fullyconv import alarms, checkpoint, datasets, fitting
+from fullyconv import alarms, checkpoint, datasets, fitting, training
 from fullyconv.building import build
 from fullyconv.config import Classes, DataConfig, FitConfig, Recipe, Stage
 from fullyconv.datasets import Sample, dataset
+from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
 from fullyconv.fitting import Budget, State, fit
@@ -711,3 +714,17 @@ def test_a_stage_may_start_from_the_classifier_once_more(tmp_path: Path) -> None
     train(Recipe(stages=(stage, again)), out=tmp_path, on_event=seen.append)
     assert not any("tensors from" in event.message for event in of(Said, seen))
     assert [alarm.stage for alarm in of(Alarm, seen) if alarm.kind == "uninitialised"] == ["8s", "again"]
+
+
+def test_what_val_nearly_shares_with_train_is_said_and_what_cannot_be_read_stops(tmp_path: Path) -> None:
+    root = planted.scenes(tmp_path / "data", train=8, val=2)
+    mirrored = Image.open(root / "images/train/05.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(root / "images/val/01.png")
+    pair = open_folder(root), open_folder(root, split="val")
+    said: list[Event] = []
+    training._checked([pair], said.append)
+    (line,) = (event.message for event in of(Said, said) if "nearly" in event.message)
+    assert line.startswith("1 of the 2 pictures of val are nearly pictures of train: 01 (like 05, 1.000)")
+    planted.edit(root / "labels/val/01.png", lambda ids: ids * 0 + 77)
+    with pytest.raises(DatasetError, match=r"labels/val/01\.png: 1 value outside the table"):
+        training._checked([pair], said.append)

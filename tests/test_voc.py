@@ -192,7 +192,7 @@ def test_every_file_that_is_missing_or_wrong_is_found_by_check(devkit: Path) -> 
     with pytest.raises(ImageError, match="no such file"):
         data[1]
     found = [(f.kind, Path(f.files[0]).name) for f in check(data).errors]
-    assert found == [("picture", f"{VAL[1]}.jpg"), ("label", f"{VAL[2]}.png")]
+    assert found == [("unpaired", f"{VAL[1]}.jpg"), ("label", f"{VAL[2]}.png")]
     assert "21 (24 px)" in check(data).errors[1].detail
 
 

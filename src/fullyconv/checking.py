@@ -1,45 +1,32 @@
 """Look at every picture and label map before training does.
 
 A label that no class has, met in the middle of training, is an assertion in a GPU kernel without a file name; met here
-it is one line with the file, the value and the number of pixels.
+it is one line with the file, the value and the number of pixels. What is wrong with pairs that can be read (copies, ids
+moved by one, exchanged label maps) is found by comparing them with the others.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-from fullyconv.datasets.base import Sample, SegmentationDataset
-from fullyconv.datasets.listed import Listed
+from fullyconv import census, duplicates, misfits
+from fullyconv.census import Counts
+from fullyconv.config import Classes, voc_colour
+from fullyconv.datasets.base import SegmentationDataset
+from fullyconv.diagnosis import diagnose
+from fullyconv.duplicates import overlap
 from fullyconv.errors import DatasetError, ImageError
+from fullyconv.findings import Finding
+from fullyconv.images import SUFFIXES, Form, read_form
+from fullyconv.impressions import Impression, impression
 
-Counts = Mapping[str, npt.NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, or worth knowing.
-
-    Attributes:
-        kind: "picture" or "label" (a file that cannot be used), "unpaired" (a file without partner), "void" (pictures
-            without a labelled pixel), "absent" (classes without a pixel), "single" (one class holds all pixels),
-            "overlap" (pictures that are in another split, too).
-        severity: with an "error" training would fail or learn nothing; a "warning" is for the user to judge.
-        files: the files, or samples, concerned.
-        detail: what was found, what was expected, what to do; one line.
-    """
-
-    kind: Literal["picture", "label", "unpaired", "void", "absent", "single", "overlap"]
-    severity: Literal["error", "warning"]
-    files: tuple[str, ...]
-    detail: str
+__all__ = ["CheckReport", "Counts", "Finding", "across", "check", "check_splits", "overlap"]
 
 
 @dataclass(frozen=True)
@@ -50,18 +37,21 @@ class CheckReport:
         findings: errors first, then in the order of the samples.
         counts: for each head, pixels of each class, (K,) int64 in channel order; void is not counted.
         void: for each head, void pixels.
-        sizes: (height, width) of each readable picture, in the order of the samples.
-        notes: what was done to pictures on the way in, such as a turn by EXIF or 16 bits made 8: a line for each kind.
-        contents: from a digest of the pixels to the name of the picture; pictures of one colour, such as black frames,
-            are left out.
+        impressions: of each pair that could be read, in the order of the samples.
+        notes: how large the pictures are, and what was done to them on the way in, such as a turn by EXIF or 16 bits
+            made 8: a line for each kind.
     """
 
     findings: tuple[Finding, ...]
     counts: Counts
     void: Mapping[str, int]
-    sizes: tuple[tuple[int, int], ...]
+    impressions: tuple[Impression, ...]
     notes: tuple[str, ...] = ()
-    contents: Mapping[bytes, str] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each picture that could be read, in the order of the samples."""
+        return tuple(pair.size for pair in self.impressions)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -72,6 +62,11 @@ class CheckReport:
     def ok(self) -> bool:
         """Whether there are no errors; warnings there may be."""
         return not self.errors
+
+    def with_findings(self, more: Sequence[Finding]) -> CheckReport:
+        """The same with more findings, errors first."""
+        # The sort is stable, and "error" comes before "warning".
+        return replace(self, findings=tuple(sorted((*self.findings, *more), key=lambda finding: finding.severity)))
 
     def raise_for_errors(self) -> None:
         """Raise the errors as one `DatasetError`, whose ``findings`` hold a line for each."""
@@ -93,135 +88,125 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
         >>> report.ok, int(report.counts["out"].sum()) + report.void["out"]
         (True, 512000)
     """
-    tables = data.classes
-    counts = {head: np.zeros(len(table), np.int64) for head, table in tables.items()}
-    void = dict.fromkeys(tables, 0)
-    sizes: list[tuple[int, int]] = []
     bad: list[Finding] = []
-    bare: list[str] = []
+    pairs: list[Impression] = []
+    numbers: dict[str, int] = {}
     noted: dict[str, list[str]] = {}
-    contents: dict[bytes, str] = {}
-
-    def look(index: int) -> tuple[Sample, dict[str, npt.NDArray[np.int64]], bytes] | Finding:
-        try:
-            sample = data[index]
-        except ImageError as error:
-            kind: Literal["picture", "label"] = "label" if error.path in data.paths(index)[1:] else "picture"
-            return Finding(kind, "error", (str(error.path),), str(error))
-        pixels = {
-            head: np.bincount(labels.ravel(), minlength=tables[head].void + 1).astype(np.int64)
-            for head, labels in sample.labels.items()
-        }
-        return sample, pixels, _digest(sample.image)
-
+    forms: dict[str, Form] = {}
     # Threads, not processes: decoding leaves the interpreter free, and the data set need not be copied.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for done, result in enumerate(pool.map(look, range(len(data))), start=1):
+    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
+        for done, result in enumerate(pool.map(partial(_look, data), range(len(data))), start=1):
             if isinstance(result, Finding):
                 bad.append(result)
             else:
-                sample, pixels, digest = result
-                if digest:
-                    contents.setdefault(digest, sample.name)
-                sizes.append((sample.image.shape[0], sample.image.shape[1]))
-                for note in sample.notes:
+                pair, notes, of_maps = result
+                pairs.append(pair)
+                numbers[pair.name] = done - 1
+                forms |= of_maps
+                for note in notes:
                     # What is in brackets is of one file, such as the range of its values.
-                    noted.setdefault(note.partition(" (")[0], []).append(f"{sample.name}: {note}")
-                for head, found in pixels.items():
-                    counts[head] += found[: len(tables[head])]
-                    void[head] += int(found[tables[head].void])
-                if not any(found[: len(tables[head])].any() for head, found in pixels.items()):
-                    bare.append(sample.name)
+                    noted.setdefault(note.partition(" (")[0], []).append(f"{pair.name}: {note}")
             if on_progress:
                 on_progress(done, len(data))
 
-    findings = bad + [finding for head in tables for finding in _of_classes(data, head, counts[head], void[head])]
+    heads = list(data.classes)
+    counts = {h: np.zeros(len(data.classes[h]) + 1, np.int64) for h in heads}
+    shown = {h: np.zeros(len(data.classes[h]), np.int64) for h in heads}
+    for pair in pairs:
+        for head in heads:
+            counts[head] += pair.pixels[head]
+            shown[head] += pair.pixels[head][:-1] > 0
+    found = misfits.reconsidered(bad, data, pairs)
+    for head in heads:
+        said = counts[head][:-1], int(counts[head][-1]), shown[head]
+        found += census.of_classes(head, data.classes[head], data.split, *said)
     if unpaired := tuple(str(path) for path in getattr(data, "unpaired", ())):
-        findings.append(
-            Finding("unpaired", "warning", unpaired, f"{len(unpaired)} files have no partner and are left out")
-        )
-    if bare:
-        findings.append(
-            Finding("void", "warning", tuple(bare), f"{len(bare)} pictures hold no labelled pixel, and teach nothing")
-        )
-    findings.sort(key=lambda finding: finding.severity)  # "error" before "warning"; the sort is stable
-    notes = tuple(f"{len(files)} of {len(data)} pictures: {kind}, as in {files[0]}" for kind, files in noted.items())
-    return CheckReport(tuple(findings), counts, void, tuple(sizes), notes, contents)
+        named = ", ".join(unpaired[:5]) + (", ..." if unpaired[5:] else "")
+        said_of_them = f"{len(unpaired)} files have no partner of the same name and are left out: {named}"
+        found.append(Finding("unpaired", "warning", unpaired, said_of_them))
+    found += census.of_void(pairs) + census.of_sizes(pairs) + duplicates.duplicates(pairs)
+    found += _of_forms(forms, data.classes)
+    found += misfits.interpolated(pairs) + misfits.moved_in(pairs, data.classes[heads[0]])
+    found += misfits.exchanged(data, pairs, numbers) + misfits.not_turned(data, pairs, numbers)
+    lines = [census.sizes_line(pairs)]
+    lines += [f"{len(files)} of {len(data)} pictures: {kind}, as in {files[0]}" for kind, files in noted.items()]
+    return CheckReport(
+        findings=(),
+        counts={head: counts[head][:-1] for head in heads},
+        void={head: int(counts[head][-1]) for head in heads},
+        impressions=tuple(pairs),
+        notes=tuple(lines),
+    ).with_findings(found)
 
 
-def overlap(
-    train: SegmentationDataset,
-    val: SegmentationDataset,
-    reports: tuple[CheckReport, CheckReport] | None = None,
-) -> Finding | None:
-    """The pictures of ``train`` that are in ``val``, too, on which a score would say nothing; None: there are none.
-
-    A picture is the same when its file is; in a published data set, when its name is, whatever folder it lies in; and,
-    where both have been looked through, when its pixels are, under whatever name.
+def check_splits(
+    splits: Mapping[str, SegmentationDataset], *, on_progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, CheckReport]:
+    """Check each split of a data set, and all others against train.
 
     Args:
-        train: what is learnt from.
-        val: what is scored on.
-        reports: what `check` found in the two.
-
-    Example:
-        >>> from fullyconv.datasets import dataset
-        >>> train, val = (dataset("scenes", "count=20", split=split) for split in ("train", "val"))
-        >>> overlap(train, val) is None
-        True
-        >>> overlap(train, train).detail  # doctest: +ELLIPSIS
-        'all 20 pictures of train are in train, too: train-000000, ...; a picture that is learnt cannot be scored: ...'
+        splits: by name; what is learnt from is "train".
+        on_progress: called with the split, and the number of its samples done and of all.
     """
-    shared: dict[str, str] = {}
-    of_file = {path: train.names[i] for i in range(len(train)) if (path := _file(train, i))}
-    for i, name in enumerate(val.names):
-        if (twin := of_file.get(_file(val, i) or "")) is not None:
-            shared.setdefault(name, twin)
-    if train is val or (isinstance(train, Listed) and isinstance(val, Listed)):
-        shared |= {name: name for name in set(train.names).intersection(val.names) if name not in shared}
-    if reports is not None:
-        for digest in reports[0].contents.keys() & reports[1].contents.keys():
-            shared.setdefault(reports[1].contents[digest], reports[0].contents[digest])
-    if not shared:
-        return None
-    pairs = sorted(shared.items())
-    named = [name if name == twin else f"{name} (as {twin} in {train.split})" for name, twin in pairs]
-    count = f"all {len(val)}" if len(pairs) == len(val) else f"{len(pairs)} of the {len(val)}"
-    detail = (
-        f"{count} pictures of {val.split} are in {train.split}, too: {', '.join(named[:5])}"
-        f"{', ...' if named[5:] else ''}; a picture that is learnt cannot be scored: drop them from one of the two"
-    )
-    return Finding("overlap", "error", tuple(named), detail)
+    reports: dict[str, CheckReport] = {}
+    said: set[Finding] = set()
+    for split, data in splits.items():
+        report = check(data, on_progress=partial(on_progress, split) if on_progress else None)
+        # Files without a partner are in no split, so each of a folder that is not divided has them all.
+        report = replace(report, findings=tuple(f for f in report.findings if f.kind != "unpaired" or f not in said))
+        said.update(report.findings)
+        if split != "train" and "train" in splits:
+            more = across((splits["train"], reports["train"]), (data, report))
+            # Training scores on val, and is stopped; test is scored by who asks for it.
+            report = report.with_findings(more if split == "val" else [replace(f, severity="warning") for f in more])
+        reports[split] = report
+    return reports
 
 
-def _file(data: SegmentationDataset, index: int) -> str | None:
-    path = data.paths(index)[0]
-    return None if path is None else os.path.realpath(path)
+def across(
+    train: tuple[SegmentationDataset, CheckReport], val: tuple[SegmentationDataset, CheckReport]
+) -> list[Finding]:
+    """What is wrong with two splits together: pictures that are in both, or nearly, and ids that one has moved."""
+    (learnt, of_learnt), (scored, of_scored) = train, val
+    pairs = of_learnt.impressions, of_scored.impressions
+    found = overlap(learnt, scored, pairs)
+    near = duplicates.near_duplicates(*pairs, (learnt.split, scored.split))
+    return [
+        finding for finding in (found, near, *misfits.moved_against((learnt, pairs[0]), (scored, pairs[1]))) if finding
+    ]
 
 
-def _digest(image: npt.NDArray[np.generic]) -> bytes:
-    """Of the pixels; empty for a picture of one colour, of which two are no proof of a copy."""
-    if (image == image[:1, :1]).all():
-        return b""
-    digest = hashlib.blake2b(f"{image.shape}{image.dtype}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.digest()
+# One pair -----------------------------------------------------------------------------------------------------------
 
 
-def _of_classes(data: SegmentationDataset, head: str, counts: npt.NDArray[np.int64], void: int) -> list[Finding]:
-    names = data.classes[head].names
-    absent = [name for name, count in zip(names, counts, strict=True) if not count]
-    if not counts.any():
-        detail = f"no pixel of {data.split} belongs to a class; expected labels of {', '.join(names[:5])}, ..."
-        return [Finding("absent", "error", (), detail)]
-    if len(names) > 1 and len(absent) == len(names) - 1:
-        only = names[int(counts.argmax())]
-        hint = (
-            f"; {void:,} pixels are void: if label maps are masks of 0 and 255, 255 counts as void unless classes.json "
-            "gives it to a class"
+def _look(data: SegmentationDataset, index: int) -> tuple[Impression, tuple[str, ...], dict[str, Form]] | Finding:
+    paths = data.paths(index)
+    try:
+        sample = data[index]
+        forms = {str(path): read_form(path) for path in paths[1:] if path and path.suffix.lower() in SUFFIXES}
+    except ImageError as error:
+        return diagnose(error, paths, data.classes)
+    files = tuple(str(path or data.names[index]) for path in paths)
+    return impression(sample, files, data.classes), sample.notes, forms
+
+
+# All pairs ----------------------------------------------------------------------------------------------------------
+
+
+def _of_forms(forms: Mapping[str, Form], classes: Mapping[str, Classes]) -> list[Finding]:
+    """Label maps that can be read, and are stored as others would not expect."""
+    found = []
+    if clear := tuple(path for path, form in forms.items() if form.transparency):
+        detail = f"{len(clear)} label maps have an alpha channel or a palette with transparent entries: {clear[0]}"
+        found.append(Finding("alpha", "warning", clear, detail))
+    coloured = tuple(path for path, form in forms.items() if form.mode.startswith("RGB") and not form.transparency)
+    own_colours = any(c.colour != voc_colour(c.id) for table in classes.values() for c in table.entries)
+    if coloured and not (own_colours and len(coloured) == len(forms)):
+        why = (
+            f"the other {len(forms) - len(coloured)} hold ids"
+            if len(coloured) < len(forms)
+            else "the table gives no colours, so those of PASCAL VOC are assumed"
         )
-        return [Finding("single", "error", (), f"every labelled pixel of {data.split} is {only}{hint if void else ''}")]
-    if absent:
-        detail = f"{len(absent)} of {len(names)} classes do not occur in {data.split}: {', '.join(absent)}"
-        return [Finding("absent", "warning", (), detail)]
-    return []
+        detail = f"{len(coloured)} label maps hold colours, and {why}: {coloured[0]}"
+        found.append(Finding("rgb", "warning", coloured, detail))
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,6 +27,7 @@ from fullyconv.archives import Archive
 from fullyconv.config import Published
 from fullyconv.datasets.base import About
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
+from fullyconv.findings import KINDS, Finding
 
 if TYPE_CHECKING:
     from fullyconv.studies.base import Result
@@ -132,6 +133,48 @@ def counting(what: str, total: int | None) -> Iterator[Progress]:
     with progress:
         progress.add_task(what, total=total)
         yield progress
+
+
+@contextmanager
+def checking(splits: Mapping[str, Sized]) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each split that is looked through; what is given is called with it, and its counts."""
+    with counting("checking", sum(map(len, splits.values()))) as progress:
+        before: dict[str, int] = {}
+
+        def show(split: str, done: int, total: int) -> None:
+            before[split] = done
+            progress.update(progress.task_ids[0], description=f"checking {split}", completed=sum(before.values()))
+
+        yield show
+
+
+PRINTED = 10
+"""Findings of a kind that are printed; files hold all."""
+
+
+def print_findings(console: Console, findings: Mapping[str, Sequence[Finding]]) -> None:
+    """Findings by kind, each kind with what it would do to training and how to mend it.
+
+    Args:
+        console: to print to.
+        findings: of each split.
+    """
+    found = [(split, finding) for split, of_split in findings.items() for finding in of_split]
+    for kind, said in KINDS.items():
+        those = [(split, finding) for split, finding in found if finding.kind == kind]
+        for split, finding in those[:PRINTED]:
+            line = f"{finding.severity}: {split}: {finding.detail}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if len(those) > PRINTED:
+            console.print(
+                f"... and {len(those) - PRINTED} more of kind {kind} (--json and --html have all)", markup=False
+            )
+        if those:
+            advice = f"  {kind}: it would do: {said.effect}; what to do: {said.mend}"
+            console.print(advice, style="dim", markup=False, highlight=False, soft_wrap=True)
+    if found:
+        errors = sum(finding.severity == "error" for _, finding in found)
+        console.print(f"{errors} errors, {len(found) - errors} warnings", highlight=False)
 
 
 def percent(value: float | None) -> str:

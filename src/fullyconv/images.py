@@ -131,6 +131,69 @@ def read_size(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tup
         return height, width
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a file stores its pixels, as far as its header says.
+
+    Attributes:
+        mode: as Pillow names it: "P" (palette), "L" (grey), "RGB", "RGBA", ...
+        size: (height, width) in pixels as they are stored, before they are turned upright.
+        orientation: EXIF's, 1..8; 1 is upright.
+        exact: whether every number comes back as it was written.
+        transparency: whether there is an alpha channel, or a palette with transparent entries.
+        palette: the RGB colour of each entry; empty without a palette.
+    """
+
+    mode: str
+    size: tuple[int, int]
+    orientation: int
+    exact: bool
+    transparency: bool
+    palette: tuple[tuple[int, int, int], ...] = ()
+
+
+def read_form(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Form:
+    """How a file stores its pixels; decodes them only where the format hides its EXIF behind them.
+
+    Raises:
+        ImageError: as `read_image`, as far as it shows without decoding.
+    """
+    with _opened(path, max_pixels) as image:
+        width, height = image.size
+        flat = (image.getpalette("RGB") or []) if image.mode in ("P", "PA") else []
+        palette = tuple(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
+        turn = getattr(image, "tag_v2", {}).get(0x0112, 1) if image.format == "TIFF" else _orientation(image, [])
+        return Form(
+            mode=image.mode,
+            size=(height, width),
+            orientation=turn if turn in _UPRIGHT else 1,
+            exact=_is_exact(image),
+            transparency=image.has_transparency_data,
+            palette=palette,
+        )
+
+
+def turned(array: Array, orientation: int) -> Array:
+    """An array (H, W, ...) turned upright as EXIF's orientation 1..8 says.
+
+    Example:
+        >>> turned(np.array([[1, 2, 3]]), 6).tolist()
+        [[1], [2], [3]]
+    """
+    return np.ascontiguousarray(_UPRIGHT[orientation](array)) if orientation in _UPRIGHT else array
+
+
+def thumbnail(pixels: Array, height: int, width: int) -> UInt8:
+    """What is `visible` of a picture (H, W, C) as (height, width, 3) uint8; each pixel is the mean of what it covers.
+
+    Example:
+        >>> thumbnail(np.full((30, 40, 3), 7, np.uint8), 2, 2).tolist()
+        [[[7, 7, 7], [7, 7, 7]], [[7, 7, 7], [7, 7, 7]]]
+    """
+    small = Image.fromarray(visible(pixels)).resize((width, height), Image.Resampling.BOX)
+    return np.array(small)
+
+
 def read_labels(
     path: str | PathLike[str],
     *,
@@ -611,10 +674,14 @@ def _lookup(classes: Classes) -> _Lookup:
     return _Lookup(known, of_id, np.array(codes, np.int64), np.array(indices, dtype), shared)
 
 
-def _refuse_lossy(image: Image.Image, what: str, numbers: str) -> None:
+def _is_exact(image: Image.Image) -> bool:
     compression = str(image.info.get("compression", ""))
-    if image.format not in _EXACT_FORMATS or "jpeg" in compression or "webp" in compression:
-        lossy = f"{image.format} {compression}".strip()
+    return image.format in _EXACT_FORMATS and "jpeg" not in compression and "webp" not in compression
+
+
+def _refuse_lossy(image: Image.Image, what: str, numbers: str) -> None:
+    if not _is_exact(image):
+        lossy = f"{image.format} {image.info.get('compression', '')}".strip()
         raise _RefusedError(f"{what} in {lossy}, which may change {numbers}; expected PNG (or lossless TIFF, BMP)")
 
 

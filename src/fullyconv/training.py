@@ -19,7 +19,7 @@ from torch import nn
 
 from fullyconv import checkpoint
 from fullyconv.building import build
-from fullyconv.checking import CheckReport, Counts, overlap
+from fullyconv.checking import CheckReport, Counts, across, overlap
 from fullyconv.checking import check as check_data
 from fullyconv.config import ModelConfig, Recipe, Stage
 from fullyconv.datasets import SegmentationDataset, dataset
@@ -195,18 +195,20 @@ def _checked(
             continue
         report = reports[id(data)] = check_data(data)
         # A val split of one class can still be scored.
-        stops = [found for found in report.findings if id(data) in learnt or found.kind in ("picture", "label")]
+        stops = [found for found in report.findings if id(data) in learnt or found.kind not in ("absent", "single")]
         replace(report, findings=tuple(stops)).raise_for_errors()
         for line in (*report.notes, *(found.detail for found in report.findings if id(data) in learnt)):
             tell(Said(line))
-    _refuse_overlap(opened, reports)
+    _refuse_overlap(opened, reports, tell)
     return [reports[id(train_data)].counts for train_data, _ in opened]
 
 
 def _refuse_overlap(
-    opened: Sequence[tuple[SegmentationDataset, SegmentationDataset]], reports: Mapping[int, CheckReport] | None = None
+    opened: Sequence[tuple[SegmentationDataset, SegmentationDataset]],
+    reports: Mapping[int, CheckReport] | None = None,
+    tell: Callable[[Event], None] = lambda event: None,
 ) -> None:
-    """Refuse a run that scores on a picture that it, or a stage before, learns from."""
+    """Refuse a run that scores on a picture that it, or a stage before, learns from; tell of those that are near."""
     compared: set[tuple[int, int]] = set()
     for number, (_, val_data) in enumerate(opened):
         for train_data, _ in opened[: number + 1]:
@@ -214,9 +216,14 @@ def _refuse_overlap(
             if pair in compared:
                 continue
             compared.add(pair)
-            compared_too = None if reports is None else (reports[pair[0]], reports[pair[1]])
-            if found := overlap(train_data, val_data, compared_too):
-                raise DatasetError(found.detail, findings=found.files)
+            if reports is None:
+                found = [copies] if (copies := overlap(train_data, val_data)) else []
+            else:
+                found = across((train_data, reports[pair[0]]), (val_data, reports[pair[1]]))
+            for finding in found:
+                if finding.severity == "error":
+                    raise DatasetError(finding.detail, findings=finding.files)
+                tell(Said(finding.detail))
 
 
 def _protocol(stage: Stage, val_data: SegmentationDataset) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+"""A mended copy has no errors, says what was done, and never costs the original a byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_diagnosis import FAULTS, MAP, PICTURE
+
+from fullyconv.datasets.folder import open_folder
+from fullyconv.errors import ConfigError, DatasetError
+from fullyconv.images import read_image, read_labels
+from fullyconv.mending import Mended, mend
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted.scenes(tmp_path_factory.mktemp("scenes") / "data", train=12, val=6)
+
+
+@pytest.fixture
+def root(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "data"))
+
+
+def mended(root: Path, out: Path) -> Mended:
+    return mend({split: open_folder(root, split=split) for split in ("train", "val")}, planted.look(root), out)
+
+
+def labels(root: Path, path: str) -> np.ndarray:
+    return read_labels(root / path, classes=open_folder(root).classes["out"])
+
+
+def test_a_sound_folder_is_copied_byte_for_byte(root: Path, tmp_path: Path) -> None:
+    before = planted.contents(root)
+    done = mended(root, tmp_path / "out")
+    assert (done.pairs, done.done, done.left) == ({"train": 12, "val": 6}, (), ())
+    copy = planted.contents(tmp_path / "out")
+    assert json.loads(copy.pop("mended.json")) == {"from": str(root), "done": [], "left": []}
+    assert copy == before
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(faults=st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, max_size=3), number=st.integers(0, 10**6))
+def test_a_mended_copy_has_no_errors_and_the_original_is_as_it_was(
+    sound: Path, tmp_path_factory: pytest.TempPathFactory, faults: list[str], number: int
+) -> None:
+    work = tmp_path_factory.mktemp("work")
+    root = Path(shutil.copytree(sound, work / "data"))
+    for i, fault in enumerate(faults):
+        # Each fault is planted in picture 03; then another takes its place.
+        FAULTS[fault][0](root)
+        for half in ("images", "labels"):
+            other = root / half / "train" / f"{(number + i) % 8 + 4:02}.png"
+            there = root / half / "train/03.png"
+            aside = other.read_bytes()
+            other.write_bytes(there.read_bytes())
+            there.write_bytes(aside if i + 1 < len(faults) else (sound / half / "train/03.png").read_bytes())
+    before = planted.contents(root)
+    mended(root, work / "out")
+    assert planted.contents(root) == before
+    assert [finding for finding in planted.found(work / "out") if finding.severity == "error"] == []
+
+
+@pytest.mark.parametrize("fault", ["ids as grey RGB", "a picture that EXIF turns, and not its label map"])
+def test_what_proves_what_it_was_is_mended_to_that(root: Path, sound: Path, tmp_path: Path, fault: str) -> None:
+    FAULTS[fault][0](root)
+    done = mended(root, tmp_path / "out")
+    assert done.pairs["train"] == 12
+    assert [line for line in done.done if str(root / MAP) in line]
+    assert np.array_equal(labels(tmp_path / "out", MAP), labels(sound, MAP))
+    assert np.array_equal(read_image(tmp_path / "out" / PICTURE).pixels, read_image(sound / PICTURE).pixels)
+
+
+def test_colours_become_ids_by_the_palette_that_the_other_files_share(root: Path, sound: Path, tmp_path: Path) -> None:
+    # A palette that the table of classes knows nothing of, as many tools write.
+    for path in root.glob("labels/*/*.png"):
+        image = Image.open(path)
+        image.putpalette([(7 * i + 40) % 256 for i in range(768)])
+        image.save(path)
+    Image.open(root / MAP).convert("RGB").save(root / MAP)
+    mended(root, tmp_path / "out")
+    assert planted.ids(tmp_path / "out" / MAP).ndim == 2
+    assert np.array_equal(labels(tmp_path / "out", MAP), labels(sound, MAP))
+
+
+def test_ids_that_are_moved_in_all_maps_are_moved_back_in_all(root: Path, sound: Path, tmp_path: Path) -> None:
+    for path in root.glob("labels/*/*.png"):
+        # The last class must occur, or nothing proves the shift.
+        values = planted.ids(path)
+        values[:3, :3] = 10
+        planted.store(path, np.where(values == 255, 255, values + 1))
+    # One map without that class, which could be read as it is, is moved with the others.
+    planted.edit(root / "labels/train/05.png", lambda ids: np.where(ids == 11, 2, ids))
+    mended(root, tmp_path / "out")
+    mended_ids = labels(tmp_path / "out", MAP)
+    assert np.array_equal(mended_ids[3:], labels(sound, MAP)[3:])
+    assert (mended_ids[:3, :3] == 10).all()
+    sound_ids = labels(sound, "labels/train/05.png")
+    assert np.array_equal(
+        labels(tmp_path / "out", "labels/train/05.png")[3:], np.where(sound_ids == 10, 1, sound_ids)[3:]
+    )
+
+
+def test_copies_are_left_out_of_train_and_the_rest_is_listed(root: Path, tmp_path: Path) -> None:
+    shutil.copy(root / "images/train/05.png", root / "images/val/copy.png")
+    shutil.copy(root / "labels/train/05.png", root / "labels/val/copy.png")
+    shutil.copy(root / "images/train/06.png", root / "images/train/twin.png")
+    shutil.copy(root / "labels/train/06.png", root / "labels/train/twin.png")
+    (root / "images/train/lonely.png").write_bytes((root / "images/train/07.png").read_bytes())
+    one, other = root / "labels/train/01.png", root / "labels/train/02.png"
+    ours, theirs = one.read_bytes(), other.read_bytes()
+    one.write_bytes(theirs)
+    other.write_bytes(ours)
+    done = mended(root, tmp_path / "out")
+    kept = {path.name for path in (tmp_path / "out/images/train").iterdir()}
+    assert kept == {f"{i:02}.png" for i in range(12)} - {"05.png"}
+    assert (tmp_path / "out/images/val/copy.png").is_file()
+    assert sorted(line.split(":")[0] for line in done.done) == ["duplicate", "overlap", "unpaired"]
+    assert f"unpaired: left out: {root / 'images/train/lonely.png'}" in done.done
+    assert [line.split(":")[0] for line in done.left] == ["swapped"]
+    said = json.loads((tmp_path / "out/mended.json").read_text())
+    assert (tuple(said["done"]), tuple(said["left"])) == (done.done, done.left)
+
+
+@pytest.mark.parametrize("place", ["data", "data/mended", ".", "data/images/train/deep/er"])
+def test_a_copy_inside_or_around_the_data_is_refused(root: Path, tmp_path: Path, place: str) -> None:
+    before = planted.contents(tmp_path)
+    with pytest.raises(ConfigError, match="lies inside or around the data"):
+        mended(root, tmp_path / place)
+    assert planted.contents(tmp_path) == before
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    mended(root, out)  # an empty one is
+    before = planted.contents(out)
+    with pytest.raises(ConfigError, match="is there already, and no empty folder"):
+        mended(root, out)
+    assert planted.contents(out) == before
+
+
+def test_a_copy_that_cannot_be_finished_leaves_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[str] = []
+    copy = shutil.copyfile
+
+    def full(source: Path, target: Path) -> None:
+        if len(copied) > 5:
+            raise OSError(28, "No space left on device")
+        copied.append(str(target))
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(DatasetError, match="out: the mended copy cannot be written: No space left on device"):
+        mended(root, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_nothing_is_written_where_nothing_would_be_left(root: Path, tmp_path: Path) -> None:
+    for path in root.glob("labels/val/*.png"):
+        planted.edit(path, lambda ids: ids * 0 + 77)
+    with pytest.raises(DatasetError, match="--fix would leave no pair of val; the first that cannot be mended"):
+        mended(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
