@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
 import math
 import os
 import platform
@@ -30,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fullyconv.config import Classes
+from fullyconv.documents import parse_json, read_text
 from fullyconv.errors import CheckpointError, ConfigError
 
 Float = npt.NDArray[np.float32]
@@ -430,10 +430,10 @@ def _read(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged or of another format.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; make it with fullyconv tune") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); make it again with fullyconv tune") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not of format {FORMAT}; make it again with fullyconv tune")
