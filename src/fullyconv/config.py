@@ -30,7 +30,7 @@ from fullyconv.rates import PICTURE, Rate, Reduction, refusal
 
 T = TypeVar("T")
 
-MOST = 1024
+MOST = 256
 """Of heads, skips, streams, stages: ten times what anybody has built, and little enough to say no at once."""
 
 MOST_CLASSES = 65536

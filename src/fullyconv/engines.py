@@ -18,6 +18,7 @@ import importlib.util
 import math
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -40,6 +41,8 @@ FORMAT = 1
 """Of trunk.json and tuned.json; rises when the meaning of a field changes."""
 FOLDER = "engine"
 """Inside a model folder."""
+FILES = ("", "trunk.onnx", "int8.xml")
+"""What a row of tuned.json may name there: a stranger's row shall not lead anywhere else."""
 AGREES = 0.995
 """Share of pixels that a faster precision has to label as float32 does, for ``engine="auto"`` to take it."""
 
@@ -167,11 +170,11 @@ class TrunkInfo:
             heads = {
                 name: HeadInfo(
                     **head
-                    | {"scale": Fraction(head["scale"]), "classes": Classes.parse(head["classes"], source=str(path))}
+                    | {"scale": _fraction(head["scale"]), "classes": Classes.parse(head["classes"], source=str(path))}
                 )
                 for name, head in data["heads"].items()
             }
-            framing = Framing(**data["framing"] | {"offset": Fraction(data["framing"]["offset"])})
+            framing = Framing(**data["framing"] | {"offset": _fraction(data["framing"]["offset"])})
             numbers = {name: tuple(data[name]) for name in ("order", "mean", "std")}
             return cls(data["model"], **numbers, framing=framing, heads=heads)
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
@@ -376,9 +379,11 @@ def read_tuned(model: str | os.PathLike[str]) -> Tuned | None:
     data = _read(path)
     try:
         rows = tuple(Measured(**row) for row in data.pop("measured"))
+        if outside := next((row.file for row in rows if row.file not in FILES), None):
+            raise ValueError(f"file {outside!r:.80}, expected {' or '.join(FILES[1:])}")
         del data["format"]
         tuned = Tuned(**data | {"size": tuple(data["size"])}, measured=rows)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); make it again with fullyconv tune") from None
     return tuned if tuned.model == identity(model) and tuned.machine == machine() else None
 
@@ -421,6 +426,13 @@ def _processor() -> str:
         first[key.strip()] = value.strip()
     flags = hashlib.sha256(first.get("flags", first.get("Features", "")).encode()).hexdigest()[:8]
     return f"{first.get('model name', platform.machine())} {flags}"
+
+
+def _fraction(text: str) -> Fraction:
+    # Fraction itself takes "1e1000000000", too, and then computes for ever.
+    if not re.fullmatch(r"-?\d{1,9}(/[1-9]\d{0,8})?", text, re.ASCII):
+        raise ValueError(f"{text!r:.80} is no fraction")
+    return Fraction(text)
 
 
 def _read(path: Path) -> dict[str, Any]:
