@@ -252,6 +252,13 @@ class HeadConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+def _few(value: Any) -> Any:
+    # Of too many, pydantic would first look at each.
+    if isinstance(value, list | tuple) and len(value) > MOST:
+        raise ValueError(f"{len(value):,} of them; expected {MOST} at most")
+    return value
+
+
 def _input_by_name(value: Any) -> Any:
     return lookup("input", value, INPUTS) if isinstance(value, str) else value
 
@@ -450,7 +457,7 @@ class Recipe(Config):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     published: tuple[Published, ...] = Field(default=(), max_length=MOST)
     """Of the last stage."""
-    stages: tuple[Stage, ...] = Field(min_length=1, max_length=MOST)
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(_few)] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -283,15 +283,21 @@ def _stream(predictor: Predictor | QuickPredictor, path: Path, targets: Mapping[
 
 def _refuse_to_harm(pictures: Sequence[PictureFile], targets: Mapping[str, Mapping[str, Path]], out: Path) -> None:
     sources = {Path(os.path.realpath(picture.path)) for picture in pictures}
-    inside = out.resolve()
     for outputs in targets.values():
         for target in outputs.values():
             if Path(os.path.realpath(target)) in sources:
                 raise ConfigError(f"{target}: would replace one of the pictures; choose another folder", where="out")
-            if not Path(os.path.realpath(target.parent)).is_relative_to(inside):
-                raise ConfigError(
-                    f"{target}: a link leads out of {out}; remove it or choose another folder", where="out"
-                )
+            refuse_escape(target, out)
+
+
+def refuse_escape(target: Path, out: Path) -> None:
+    """Refuse an output whose folder lies outside of ``out``, by a link in it, say.
+
+    Raises:
+        ConfigError: names the output.
+    """
+    if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(out)):
+        raise ConfigError(f"{target}: a link leads out of {out}; remove it or choose another folder", where="out")
 
 
 def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: bool) -> Outcome:

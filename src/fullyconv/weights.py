@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pickle
 import struct
 import zipfile
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fullyconv.caffe import CLASSIFIERS, classifier_of, read_layers
+from fullyconv.documents import parse_json
 from fullyconv.errors import CheckpointError
 
 MAX_HEADER = 16 << 20
@@ -117,7 +117,7 @@ def input_of(path: str | PathLike[str]) -> str | None:
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
-        origin = json.loads(read_metadata(path).get("converted_from", "{}"))
+        origin = parse_json(read_metadata(path).get("converted_from", "{}"))
     except ValueError:
         return None
     found = origin.get("input") if isinstance(origin, dict) else None
