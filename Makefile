@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 BIN := .venv/bin
 
-.PHONY: demo bench test check format lock clean
+.PHONY: demo bench test check audit sbom fuzz format lock clean
 
 # The story of the paper in one run: a classifier, its heat map, FCN-32s, 16s, 8s, and a report to look at.
 demo: .venv/ready
@@ -21,6 +21,21 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py
+	$(BIN)/python dependencies/audit.py
+
+# Known vulnerabilities of the pins; says so, and goes on, where there is no database to ask.
+audit: .venv/ready
+	$(BIN)/python dependencies/audit.py
+
+# A bill of materials (CycloneDX) of the pins, with their licences.
+sbom: .venv/ready
+	$(BIN)/python dependencies/sbom.py dist/fullyconv.cdx.json
+
+# Half an hour for each reader of binary files. Atheris has no wheels for some platforms, so it is not in the lock.
+fuzz: .venv/ready
+	-$(BIN)/uv pip install --quiet --python $(BIN)/python atheris
+	$(BIN)/python tests/fuzz/readers.py caffemodel
+	$(BIN)/python tests/fuzz/readers.py safetensors
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
