@@ -576,7 +576,12 @@ def _compose(image: Image.Image, background: tuple[int, int, int], notes: list[s
     if cast("tuple[int, int]", rgba.getchannel("A").getextrema())[0] == 255:
         return np.array(rgba.convert("RGB"))
     notes.append(f"transparent parts composed on {background}")
-    return np.array(Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB"))
+    pixels = np.empty((rgba.height, rgba.width, 3), np.uint8)
+    for top in range(0, rgba.height, 1024):  # in bands, since the whole would be there four times
+        band = rgba.crop((0, top, rgba.width, min(top + 1024, rgba.height)))
+        under = Image.new("RGBA", band.size, (*background, 255))
+        pixels[top : top + 1024] = np.array(Image.alpha_composite(under, band).convert("RGB"))
+    return pixels
 
 
 def _from_numbers(image: Image.Image, background: tuple[int, int, int], notes: list[str]) -> UInt8:
