@@ -6,7 +6,7 @@ BIN := .venv/bin
 MINUTES ?= 40
 WEIGHTS ?= none
 
-.PHONY: demo bench model needs-camvid test check format lock clean
+.PHONY: demo bench model needs-camvid test check audit sbom fuzz format lock clean
 
 # The story of the paper in one run: a classifier, its heat map, FCN-32s, 16s, 8s, and a report to look at.
 demo: .venv/ready
@@ -32,6 +32,21 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py
+	$(BIN)/python dependencies/audit.py
+
+# Known vulnerabilities of the pins; says so, and goes on, where there is no database to ask.
+audit: .venv/ready
+	$(BIN)/python dependencies/audit.py
+
+# A bill of materials (CycloneDX) of the pins, with their licences.
+sbom: .venv/ready
+	$(BIN)/python dependencies/sbom.py dist/fullyconv.cdx.json
+
+# Half an hour for each reader of binary files. Atheris has no wheels for some platforms, so it is not in the lock.
+fuzz: .venv/ready
+	-$(BIN)/uv pip install --quiet --python $(BIN)/python atheris
+	$(BIN)/python tests/fuzz/readers.py caffemodel
+	$(BIN)/python tests/fuzz/readers.py safetensors
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -177,7 +177,7 @@ def test_lengths_of_one_two_and_three_bytes_are_read(
     tmp_path: Path, count: int, shape: Literal["packed", "unpacked", "legacy"]
 ) -> None:
     numbers = np.arange(count, dtype=np.float32)
-    name = "n" * count
+    name = "n" * min(count, 1024)
     ((read_name, _, (read,)),) = read_layers(write(tmp_path, layer(name, "Bias", [blob(numbers, Wire(shape=shape))])))
     assert read_name == name
     assert np.array_equal(read.reshape(-1), numbers)
@@ -279,7 +279,11 @@ ONES = field(5, b"\0\0\x80\x3f" * 3)
         (layer("a", "b", [field(10, 3) + field(12, b"1234")]), "raw data of type 3, expected 0, 1 or 2"),
         (layer("a", "b", [field(10, 2) + field(12, b"123")]), "3 bytes of 2-byte numbers"),
         (layer("a", "b", [(field(5, 1.0, 5) + field(15, 1)) * 2000]), "in more than 1024 pieces"),
-        (layer("a", "b", [b""] * 2000), "more than 1024 blobs in layer 'a'"),
+        (layer("a", "b", [b""] * 2000), "more than 64 blobs in layer 'a'"),
+        (layer("a", "b") * 20000, "more than 16384 layers"),
+        (layer("a", "b", [b""] * 60) * 600, "more than 32768 blobs in the file"),
+        (field(15, 0) * 300_000, "more than 262144 fields"),
+        (layer("n" * 1025, "b"), "a name or type of 1025 bytes"),
         (field(2, field(1, field(1, b"conv1"))), r"a layer of the oldest format \(V0\)"),
     ],
 )

@@ -122,7 +122,7 @@ REFUSED = {
     "geotiff_corrupt.tif": "truncated or corrupt",
     "geotiff_float32.tif": "floats in -1.88..1.41; expected 0..1 or 0..255",
     "label_truncated.png": "truncated",
-    "oom.tif": "not a picture in a format that is known",
+    "oom.tif": "TIFF by its first bytes, but damaged",
     "png_decompression_dos.png": "Decompressed data too large",
     "reallybig.bmp": "too large to decode",
     "shortfile.bmp": "truncated",

@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fullyconv"
 
 LAYERS = (
-    {"__init__", "errors", "geometry", "config", "lookup", "rates", "events", "archives", "findings"},
+    {"__init__", "errors", "geometry", "config", "lookup", "rates", "events", "archives", "findings", "documents"},
     {
         "locate",
         "tracing",
@@ -105,7 +105,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Inside a layer, files may lean on these neighbours only, so that there is no circle.
 NEIGHBOURS = {
     "geometry": {"errors"},
-    "config": {"errors", "lookup", "rates"},
+    "config": {"errors", "lookup", "rates", "documents"},
     "lookup": {"errors"},
     "archives": {"errors"},
     "__init__": {"errors"},

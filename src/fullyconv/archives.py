@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
+import os
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -21,6 +24,10 @@ from fullyconv.errors import DatasetError
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30.0
+UNPACKING = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError,
+)  # fmt: skip
+"""What a damaged, encrypted or strange archive makes the standard library raise."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +137,19 @@ def unpack(path: Path, folder: Path) -> None:
         DatasetError: damaged, or with a member that would lie elsewhere; then that member is not written.
     """
     try:
+        if not path.is_file():
+            raise DatasetError(f"{path}: no such file; expected an archive")
+        folder.mkdir(parents=True, exist_ok=True)
         if zipfile.is_zipfile(path):
             _unzip(path, folder)
         elif tarfile.is_tarfile(path):
             with tarfile.open(path) as archive:
+                _refuse_too_large(path, folder, (member.size for member in archive))
                 # "data" refuses what would lie outside, links that lead there, and devices.
                 archive.extractall(folder, filter="data")
         elif path.suffix in (".zip", ".tar", ".tgz", ".gz"):
             raise DatasetError(f"{path}: not an archive, though it is called one; remove it, and download it again")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except UNPACKING as error:
         raise DatasetError(f"{path}: cannot be unpacked: {' '.join(str(error).split())}") from None
 
 
@@ -169,13 +180,23 @@ def _download(url: str, part: Path, on_progress: Callable[[int, int | None], Non
         raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
 
 
+def _refuse_too_large(path: Path, folder: Path, sizes: Iterable[int]) -> None:
+    """Refuse what would fill the disk before its first member is written; sizes that are not true fail as damage."""
+    needed, free = sum(sizes), shutil.disk_usage(folder).free
+    if needed > free:
+        raise DatasetError(f"{path}: unpacks to {needed:,} bytes, and {free:,} are free in {folder}; make room for it")
+
+
 def _unzip(path: Path, folder: Path) -> None:
     with zipfile.ZipFile(path) as archive:
+        _refuse_too_large(path, folder, (member.file_size for member in archive.infolist()))
         for member in archive.infolist():
             inside = PurePosixPath(member.filename.replace("\\", "/"))
             if inside.is_absolute() or ".." in inside.parts or ":" in member.filename:
                 raise DatasetError(f"{path}: {member.filename!r} would lie outside of {folder}; not unpacked")
             target = folder.joinpath(*inside.parts)
+            if not Path(os.path.realpath(target)).is_relative_to(os.path.realpath(folder)):
+                raise DatasetError(f"{path}: {member.filename!r} would go through a link that leads out of {folder}")
             if member.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
                 continue

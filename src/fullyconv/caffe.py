@@ -51,8 +51,10 @@ _LEGACY_SHAPE = (1, 2, 3, 4)
 _DOUBLE, _FLOAT, _HALF = 0, 1, 2
 _DTYPES = {_DOUBLE: "<f8", _FLOAT: "<f4", _HALF: "<f2"}
 
-# Caffe itself allows no more axes. The others keep a file of nothing but tiny records from filling the memory.
-_MOST_AXES, _MOST_BLOBS, _MOST_PIECES = 32, 1024, 1024
+# Caffe itself allows no more axes. The others keep a file of nothing but tiny records from filling the memory, or from
+# being read for hours: a net of 1001 layers has 5000 of Caffe's, with 100,000 fields and 15,000 blobs of arrays.
+_MOST_AXES, _MOST_BLOBS, _MOST_PIECES = 32, 64, 1024
+_MOST_LAYERS, _MOST_ARRAYS, _MOST_FIELDS, _MOST_NAME = 16384, 32768, 262144, 1024
 
 _FOREIGN = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file; save the net as binaryproto, or convert it with Caffe",
@@ -137,6 +139,8 @@ def read_layers(path: str | PathLike[str]) -> Iterator[tuple[str, str, list[Blob
         [('up', 'Split', [])]
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CheckpointError(f"{path}: not a regular file; expected a .caffemodel")  # a pipe would make us wait
     try:
         with path.open("rb") as file:
             _refuse_foreign(path, file.read(512))
@@ -171,6 +175,7 @@ class _Reader:
         self.path = path
         self.pages = pages
         self.bytes = np.frombuffer(pages, dtype=np.uint8)
+        self.fields = self.arrays = 0
 
     def layers(self) -> Iterator[tuple[str, str, list[Blob]]]:
         at, end, found = 0, len(self.pages), 0
@@ -178,6 +183,7 @@ class _Reader:
             number, wire, start, at = self.field(at, end)
             if number in _LAYERS:
                 self.expect(wire == _BYTES, start, f"a layer of wire type {wire}, expected a message")
+                self.expect(found < _MOST_LAYERS, start, f"more than {_MOST_LAYERS} layers")
                 yield self.layer(start, at, _LAYERS[number])
                 found += 1
         self.expect(found > 0, 0, "no layer in the whole file")
@@ -187,18 +193,24 @@ class _Reader:
         while at < end:
             number, wire, start, at = self.field(at, end)
             if number == format.name and wire == _BYTES:
-                name = self.pages[start:at].decode("utf-8", errors="replace")
+                name = self.text(start, at)
             elif number == format.type and wire == _BYTES:
-                kind = self.pages[start:at].decode("utf-8", errors="replace")
+                kind = self.text(start, at)
             elif number == format.type and wire == _VARINT:
                 value = self.varint(start, at)[0]
                 kind = _V1_TYPES[value] if value < len(_V1_TYPES) else f"V1:{value}"
             elif number == format.blobs and wire == _BYTES:
                 self.expect(len(blobs) < _MOST_BLOBS, start, f"more than {_MOST_BLOBS} blobs in layer {name!r}")
+                self.arrays += 1
+                self.expect(self.arrays <= _MOST_ARRAYS, start, f"more than {_MOST_ARRAYS} blobs in the file")
                 blobs.append(self.blob(start, at, name))
             elif number == 1 and format is _LAYERS[2]:
                 self.expect(False, start, "a layer of the oldest format (V0); upgrade the file with Caffe")
         return name, kind, blobs
+
+    def text(self, start: int, end: int) -> str:
+        self.expect(end - start <= _MOST_NAME, start, f"a name or type of {end - start} bytes")
+        return self.pages[start:end].decode("utf-8", errors="replace")
 
     def blob(self, start: int, end: int, layer: str) -> Blob:
         first, at = start, start
@@ -300,6 +312,8 @@ class _Reader:
 
     def field(self, at: int, end: int) -> tuple[int, int, int, int]:
         """The field at a byte: its number, wire type, and the first byte of its payload and the one behind."""
+        self.fields += 1
+        self.expect(self.fields <= _MOST_FIELDS, at, f"more than {_MOST_FIELDS} fields")
         tag, start = self.varint(at, end)
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:

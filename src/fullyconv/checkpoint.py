@@ -22,15 +22,19 @@ from torch import Tensor, nn
 from fullyconv import __version__
 from fullyconv.building import build
 from fullyconv.config import Classes, ModelConfig
-from fullyconv.errors import CheckpointError, ConfigError
+from fullyconv.errors import CheckpointError, FullyConvError
 from fullyconv.model import FCN
 from fullyconv.records import flush, read_json, write_json
-from fullyconv.weights import read_metadata, read_weights, write_weights
+from fullyconv.weights import read_metadata, read_shapes, read_weights, write_weights
 
 __all__ = ["load", "load_state", "provenance", "read_json", "save", "save_state", "write_folder", "write_json"]
 
 FORMAT = 1
 """Rises when the meaning of a field changes."""
+UNASKED = 1 << 26
+"""Numbers that the heads of a model may hold before it is asked whether its file holds as many."""
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -85,7 +89,7 @@ def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", bac
     """
     folder = Path(folder)
     _recover(folder)
-    config_file = folder / "config.json"
+    config_file, weights_file = _inside(folder, "config.json"), _inside(folder, "model.safetensors")
     data = read_json(config_file)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
@@ -96,11 +100,17 @@ def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", bac
     try:
         config = ModelConfig.parse(data.get("model"), source=str(config_file))
         classes = {head: Classes.parse(table, source=f"{config_file}: classes") for head, table in tables.items()}
+        if backbone is None and _may_be_large(config) and weights_file.is_file():
+            with torch.device("meta"):
+                shapes = _shapes(build(config, weights=False))
+            _refuse_misfit(shapes, read_shapes(weights_file), str(weights_file))
         model = build(config, weights=False, backbone=backbone, classes=classes)
-    except ConfigError as error:
+    except CheckpointError:
+        raise
+    except FullyConvError as error:
         hint = "; if the backbone is a net of your own, pass it as backbone=" if "no backbone" in str(error) else ""
-        raise CheckpointError(f"{config_file}: {error}{hint}") from None
-    weights_file = folder / "model.safetensors"
+        place = "" if str(error).startswith(str(config_file)) else f"{config_file}: "
+        raise CheckpointError(f"{place}{error}{hint}") from None
     tensors = read_weights(weights_file)
     expected = read_metadata(weights_file).get("config_sha256")
     if expected is not None and expected != hashlib.sha256(config_file.read_bytes()).hexdigest():
@@ -128,17 +138,45 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) 
     Raises:
         CheckpointError: lists what is missing, unexpected and of another shape.
     """
-    own = model.state_dict()
-    missing = [name for name in own if name not in tensors]
-    unexpected = [name for name in tensors if name not in own]
-    reshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    _refuse_misfit(_shapes(model), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, origin)
+    model.load_state_dict(dict(tensors))
+
+
+def _shapes(model: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _refuse_misfit(own: Shapes, found: Shapes, origin: str) -> None:
+    missing = [name for name in own if name not in found]
+    unexpected = [name for name in found if name not in own]
+    reshaped = [name for name in own if name in found and own[name] != found[name]]
     if missing or unexpected or reshaped:
         parts = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
         said = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in parts.items() if names)
         raise CheckpointError(
             f"{origin}: does not fit the model: {said}", missing=missing, unexpected=unexpected, reshaped=reshaped
         )
-    model.load_state_dict(dict(tensors))
+
+
+def _may_be_large(config: ModelConfig) -> bool:
+    """Whether a few words of config.json can ask for more memory than there is: then shapes are compared first."""
+    asked = 0
+    for head in config.heads.values():
+        asked += sum(9 * skip.context**2 + (skip.context or 1024) * head.classes for skip in head.skips)
+        asked += head.classes**2 * 64 * [head.upsampling, head.last_upsampling].count("full")
+    return asked > UNASKED or bool(config.streams) or config.backbone.startswith("timm/")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of a model folder, which a stranger may have made: no link from it leads elsewhere."""
+    path = folder / name
+    try:
+        leads = path.resolve()
+    except (OSError, RuntimeError):  # a link to itself
+        leads = Path()
+    if path.is_symlink() and not leads.is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path}: a link that leads out of the folder; put the file itself there")
+    return path
 
 
 def save_state(folder: str | PathLike[str], tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:

@@ -72,8 +72,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         app(args, prog_name="fullyconv")
     except FullyConvError as error:
-        line = " ".join(str(error).split())
-        print(f"fullyconv: error: {line}", file=sys.stderr)
+        print(f"fullyconv: error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -793,6 +792,7 @@ def hha(
     of `fullyconv train`.
     """
     from fullyconv.display import counting
+    from fullyconv.folders import refuse_escape
     from fullyconv.hha import Camera, nyud_camera
     from fullyconv.hha import hha as compute
     from fullyconv.images import read_depth, write_image
@@ -817,6 +817,7 @@ def hha(
                     said = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
                     progress.console.print(f"skipped: {said}", markup=False, soft_wrap=True)
                 else:
+                    refuse_escape(target, out)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     write_image(target, found.encoded())
             progress.advance(progress.task_ids[0])

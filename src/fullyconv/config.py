@@ -7,12 +7,10 @@ where it is born, with the dotted path of the setting.
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -25,9 +23,18 @@ from pydantic import (
     model_validator,
 )
 
-from fullyconv.errors import ConfigError
+from fullyconv.documents import MAX_RECIPE_BYTES, parse_json, parse_toml, read_text
+from fullyconv.errors import CONTROL, ConfigError
 from fullyconv.lookup import lookup
 from fullyconv.rates import PICTURE, Rate, Reduction, refusal
+
+T = TypeVar("T")
+
+MOST = 256
+"""Of heads, skips, streams, stages: ten times what anybody has built, and little enough to say no at once."""
+
+MOST_CLASSES = 65536
+"""In a table: the ids that 16 bits can hold."""
 
 VOID = 255
 """Label id that is ignored everywhere, unless a table of classes has 255 or more of them: then 65535."""
@@ -73,6 +80,14 @@ class ClassInfo(Config):
     colour: tuple[int, int, int]
     ignore: bool = False
 
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        # They are printed to terminals, where control characters are orders, and written as UTF-8.
+        if bad := CONTROL.search(name):
+            raise ValueError(f"holds the control character {bad[0]!a}; expected a name that can be printed")
+        return name
+
     @field_validator("colour")
     @classmethod
     def _in_range(cls, colour: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -89,18 +104,18 @@ class Classes(Config):
     other. Nothing else in the package renumbers labels.
     """
 
-    entries: tuple[ClassInfo, ...] = Field(min_length=1)
+    entries: tuple[ClassInfo, ...] = Field(min_length=1, max_length=MOST_CLASSES)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         ids = [c.id for c in self.entries]
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"two classes share the id {next(i for i in ids if ids.count(i) > 1)}")
+        if (twice := _twice(ids)) is not None:
+            raise ValueError(f"two classes share the id {twice}")
         if ids != sorted(ids):
             raise ValueError("classes must be listed in ascending order of id")
         names = [c.name for c in self.entries]
-        if len(set(names)) != len(names):
-            raise ValueError(f"two classes share the name {next(n for n in names if names.count(n) > 1)!r}")
+        if (shared := _twice(names)) is not None:
+            raise ValueError(f"two classes share the name {shared!r}")
         if not self.used:
             raise ValueError("every class is void; nothing is left to learn")
         return self
@@ -141,6 +156,16 @@ class Classes(Config):
         )
 
 
+def _twice(values: Sequence[T]) -> T | None:
+    """The first that occurs a second time."""
+    seen: set[T] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
 def voc_colour(index: int) -> tuple[int, int, int]:
     """Colour number ``index`` of PASCAL VOC's map: the bits of the index dealt out to red, green and blue.
 
@@ -164,8 +189,8 @@ class InputConfig(Config):
     """
 
     order: Literal["RGB", "BGR"] = "RGB"
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    mean: tuple[float, ...] = Field(default=(123.675, 116.28, 103.53), min_length=1, max_length=MOST)
+    std: tuple[float, ...] = Field(default=(58.395, 57.12, 57.375), min_length=1, max_length=MOST)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -213,7 +238,7 @@ class HeadConfig(Config):
     """One output: so many classes, scored from these skips, coarse to fine."""
 
     classes: int = Field(ge=1, le=65535)
-    skips: tuple[SkipConfig, ...] = Field(min_length=1)
+    skips: tuple[SkipConfig, ...] = Field(min_length=1, max_length=MOST)
     fusion: Literal["sum", "mean", "max"] = "sum"
     """How skips are joined. mean: skips on one grid (those of several streams) are averaged, strides summed."""
     upsampling: Upsampling = "fixed"
@@ -225,6 +250,13 @@ class HeadConfig(Config):
     resolution: Literal["half", "equal", "double"] = "equal"
     """Of the logits, beside the picture's."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+def _few(value: Any) -> Any:
+    # Of too many, pydantic would first look at each.
+    if isinstance(value, list | tuple) and len(value) > MOST:
+        raise ValueError(f"{len(value):,} of them; expected {MOST} at most")
+    return value
 
 
 def _input_by_name(value: Any) -> Any:
@@ -257,10 +289,10 @@ class ModelConfig(Config):
     """interpolate: upsample as `F.interpolate` does, whatever the grids say, for weights that were trained so."""
     pools: Literal["keep", "convolution"] = "keep"
     """convolution: every pool of the classifier becomes a strided convolution."""
-    streams: dict[str, StreamConfig] = Field(default_factory=dict)
+    streams: dict[str, StreamConfig] = Field(default_factory=dict, max_length=MOST)
     """Copies of the backbone by name, for late fusion: taps are then ``NAME/TAP``, the picture's channels are dealt out
     in this order, and ``weights`` and ``input`` above are not read."""
-    heads: dict[str, HeadConfig] = Field(min_length=1)
+    heads: dict[str, HeadConfig] = Field(min_length=1, max_length=MOST)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -280,7 +312,7 @@ class DataConfig(Config):
     """Name of the split that is learnt from."""
     val: str = "val"
     """Name of the split that is scored."""
-    inputs: tuple[str, ...] = Field(default=("color",), min_length=1)
+    inputs: tuple[str, ...] = Field(default=("color",), min_length=1, max_length=MOST)
     """What a picture is made of, channel after channel: color (3), depth (1, its natural logarithm), hha (3)."""
     crop: tuple[int, int] | Literal["whole"] | None = None
     """(height, width) of training crops; "whole": none are cut; None: chosen from the pictures' sizes and said."""
@@ -354,7 +386,7 @@ class FitConfig(Config):
     """Pictures of val that are scored, at most; drawn at even distances."""
     save_every: int | None = Field(default=None, ge=1)
     """Steps between resume points; None: with every scoring, and every ten minutes."""
-    head_loss: dict[str, float] = Field(default_factory=dict)
+    head_loss: dict[str, float] = Field(default_factory=dict, max_length=MOST)
     """Weight of each head's loss; 1 where not named."""
     seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "32", "bf16"] = "auto"
@@ -423,9 +455,9 @@ class Recipe(Config):
     """What to train, on what, how: stages in order."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    published: tuple[Published, ...] = ()
+    published: tuple[Published, ...] = Field(default=(), max_length=MOST)
     """Of the last stage."""
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(_few)] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -463,12 +495,10 @@ class Recipe(Config):
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            text = read_text(path, max_bytes=MAX_RECIPE_BYTES)
+            data = parse_json(text) if path.suffix == ".json" else parse_toml(text)
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; expected a recipe (.toml or .json)") from None
-        except (OSError, UnicodeDecodeError, RecursionError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
-        except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
         return cls.parse(data, source=str(path))

@@ -15,10 +15,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
 import math
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fullyconv.config import Classes
+from fullyconv.documents import parse_json, read_text
 from fullyconv.errors import CheckpointError, ConfigError
 
 Float = npt.NDArray[np.float32]
@@ -40,6 +41,8 @@ FORMAT = 1
 """Of trunk.json and tuned.json; rises when the meaning of a field changes."""
 FOLDER = "engine"
 """Inside a model folder."""
+FILES = ("", "trunk.onnx", "int8.xml")
+"""What a row of tuned.json may name there: a stranger's row shall not lead anywhere else."""
 AGREES = 0.995
 """Share of pixels that a faster precision has to label as float32 does, for ``engine="auto"`` to take it."""
 
@@ -167,11 +170,11 @@ class TrunkInfo:
             heads = {
                 name: HeadInfo(
                     **head
-                    | {"scale": Fraction(head["scale"]), "classes": Classes.parse(head["classes"], source=str(path))}
+                    | {"scale": _fraction(head["scale"]), "classes": Classes.parse(head["classes"], source=str(path))}
                 )
                 for name, head in data["heads"].items()
             }
-            framing = Framing(**data["framing"] | {"offset": Fraction(data["framing"]["offset"])})
+            framing = Framing(**data["framing"] | {"offset": _fraction(data["framing"]["offset"])})
             numbers = {name: tuple(data[name]) for name in ("order", "mean", "std")}
             return cls(data["model"], **numbers, framing=framing, heads=heads)
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
@@ -376,9 +379,11 @@ def read_tuned(model: str | os.PathLike[str]) -> Tuned | None:
     data = _read(path)
     try:
         rows = tuple(Measured(**row) for row in data.pop("measured"))
+        if outside := next((row.file for row in rows if row.file not in FILES), None):
+            raise ValueError(f"file {outside!r:.80}, expected {' or '.join(FILES[1:])}")
         del data["format"]
         tuned = Tuned(**data | {"size": tuple(data["size"])}, measured=rows)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); make it again with fullyconv tune") from None
     return tuned if tuned.model == identity(model) and tuned.machine == machine() else None
 
@@ -423,6 +428,13 @@ def _processor() -> str:
     return f"{first.get('model name', platform.machine())} {flags}"
 
 
+def _fraction(text: str) -> Fraction:
+    # Fraction itself takes "1e1000000000", too, and then computes for ever.
+    if not re.fullmatch(r"-?\d{1,9}(/[1-9]\d{0,8})?", text, re.ASCII):
+        raise ValueError(f"{text!r:.80} is no fraction")
+    return Fraction(text)
+
+
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object of ours.
 
@@ -430,10 +442,10 @@ def _read(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged or of another format.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; make it with fullyconv tune") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); make it again with fullyconv tune") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not of format {FORMAT}; make it again with fullyconv tune")

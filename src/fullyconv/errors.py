@@ -17,6 +17,7 @@ A message says what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +28,28 @@ if TYPE_CHECKING:
     from fullyconv.geometry import Grid
 
 
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal would obey in place of printing them, and those that cannot be written as UTF-8."""
+LONGEST = 2000
+"""Characters of a message; a file may hold names of megabytes."""
+
+
+def one_line(text: str) -> str:
+    r"""Text that others had a hand in, made fit to be printed: one line, control characters as their escapes.
+
+    Example:
+        >>> print(one_line("a\x1b[31m.png:\nno picture"))
+        a\x1b[31m.png: no picture
+    """
+    cut = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], " ".join(cut.split()))
+
+
 class FullyConvError(Exception):
-    """Root of every error that a user can mend."""
+    """Root of every error that a user can mend. Its text is one line that can be printed, whatever a file holds."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class SurgeryError(FullyConvError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fullyconv import images, rasters, records
-from fullyconv.errors import ConfigError, FullyConvError, ImageError
+from fullyconv.errors import ConfigError, FullyConvError, ImageError, one_line
 from fullyconv.quick import QuickPredictor
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def find_pictures(inputs: Iterable[str | os.PathLike[str]], *, out: Path) -> lis
     for given in inputs:
         matches = list(_expand(os.fspath(given), out.resolve()))
         for path, name in matches:
-            found.setdefault(path.resolve(), (path, name))
+            found.setdefault(Path(os.path.realpath(path)), (path, name))  # Path.resolve fails on a link to itself
     if not found:
         raise ConfigError("no pictures: expected files, folders or patterns that hold some", where="inputs")
     # Folded, since a.png and A.png are one file on many a disk.
@@ -120,7 +120,7 @@ def _expand(given: str, out: Path) -> Iterator[tuple[Path, Path]]:
             raise ConfigError(f"{given}: no file matches; expected a file, a folder or a pattern", where="inputs")
         ours = out if out != root.resolve() and out.is_relative_to(root.resolve()) else None
         for match in matches:
-            is_ours = ours is not None and match.resolve().is_relative_to(ours)
+            is_ours = ours is not None and Path(os.path.realpath(match)).is_relative_to(ours)
             if match.is_file() and match.suffix.lower() in images.SUFFIXES and not is_ours:
                 yield match, match.relative_to(root)
 
@@ -273,7 +273,7 @@ def _stream(predictor: Predictor | QuickPredictor, path: Path, targets: Mapping[
             max_pixels=limit if limit < images.MAX_PIXELS else max(limit, streaming.MAX_PIXELS),
         )
     except (OSError, FullyConvError) as error:
-        return Outcome(path, "failed", error=str(error))
+        return Outcome(path, "failed", error=one_line(str(error)))
     area = {
         head: {n: shares[n] for n in sorted(shares, key=lambda n: -shares[n]) if shares[n]}
         for head, shares in result.area.items()
@@ -282,16 +282,22 @@ def _stream(predictor: Predictor | QuickPredictor, path: Path, targets: Mapping[
 
 
 def _refuse_to_harm(pictures: Sequence[PictureFile], targets: Mapping[str, Mapping[str, Path]], out: Path) -> None:
-    sources = {picture.path.resolve() for picture in pictures}
-    inside = out.resolve()
+    sources = {Path(os.path.realpath(picture.path)) for picture in pictures}
     for outputs in targets.values():
         for target in outputs.values():
-            if target.resolve() in sources:
+            if Path(os.path.realpath(target)) in sources:
                 raise ConfigError(f"{target}: would replace one of the pictures; choose another folder", where="out")
-            if not target.parent.resolve().is_relative_to(inside):
-                raise ConfigError(
-                    f"{target}: a link leads out of {out}; remove it or choose another folder", where="out"
-                )
+            refuse_escape(target, out)
+
+
+def refuse_escape(target: Path, out: Path) -> None:
+    """Refuse an output whose folder lies outside of ``out``, by a link in it, say.
+
+    Raises:
+        ConfigError: names the output.
+    """
+    if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(out)):
+        raise ConfigError(f"{target}: a link leads out of {out}; remove it or choose another folder", where="out")
 
 
 def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: bool) -> Outcome:
@@ -311,7 +317,9 @@ def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: b
             shares = segmentation.area(head)
             area[head] = {n: shares[n] for n in sorted(shares, key=lambda n: -shares[n]) if shares[n]}
     except (OSError, FullyConvError) as error:
-        return Outcome(Path(segmentation.source), "failed", error=f"{segmentation.source}: not written: {error}")
+        return Outcome(
+            Path(segmentation.source), "failed", error=one_line(f"{segmentation.source}: not written: {error}")
+        )
     return Outcome(
         Path(segmentation.source),
         "done",
@@ -380,5 +388,5 @@ def _earlier(path: Path) -> dict[str, dict[str, Any]]:
     """Records of an earlier run by input; none where there is no such file, or one that is not ours."""
     try:
         return {record["input"]: record for record in json.loads(path.read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}

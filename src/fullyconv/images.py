@@ -8,22 +8,25 @@ is said in notes. Whatever Pillow does with a hostile file, the caller sees an a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import re
 import stat
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 
 from fullyconv.config import Classes, voc_colour
 from fullyconv.errors import ImageError
@@ -45,6 +48,12 @@ SUFFIXES = frozenset((
 # fmt: on
 """Endings (lower case) by which a file in a folder is taken for a picture. What it holds is found by reading it."""
 
+_STARTS = {
+    b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF",
+    b"8BPS": "PSD", b"RIFF": "WebP",
+}  # fmt: skip
+_MOST_FRAMES = 1000
+"""That are counted: a TIFF of some megabytes can hold so many pages that walking through them takes minutes."""
 _PROGRAMS = {"EPS", "WMF", "EMF"}  # Pillow hands these to an interpreter: Ghostscript, or Windows
 _EXACT_FORMATS = {"PNG", "TIFF", "BMP"}  # not GIF, whose writers renumber the palette
 _UPRIGHT: dict[int, Callable[[Array], Array]] = {
@@ -110,7 +119,7 @@ def read_image(
         return ReadImage(_from_array(picture, background, notes), tuple(notes))
     with _opened(picture, max_pixels) as image:
         notes += _notes_before_load(image)
-        image.load()
+        _load(image)
         pixels = _to_rgb(image, background, notes)
         pixels = _make_upright(image, pixels, notes)
         if not isinstance(picture, Image.Image):
@@ -285,10 +294,10 @@ def read_values(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> A
     with _opened(path, max_pixels) as image:
         _refuse_lossy(image, "a label map", "ids")
         raw = _raw_modes(image)
-        image.load()
+        _load(image)
         values = _make_upright(image, _values_of(image, raw), [])
-        if getattr(image, "n_frames", 1) > 1:
-            raise _RefusedError(f"a label map of {image.n_frames} frames; expected one")  # type: ignore[attr-defined]
+        if (frames := _count_frames(image)) > 1:
+            raise _RefusedError(f"a label map of {_at_most(frames)} frames; expected one")
         return values
 
 
@@ -305,7 +314,7 @@ def read_depth(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np
     with _opened(path, max_pixels) as image:
         _refuse_lossy(image, "a depth map", "depths")
         raw = _raw_modes(image)
-        image.load()
+        _load(image)
         if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
             raise _RefusedError(f"a depth map in mode {image.mode}; expected one channel of 8, 16 or 32 bits")
         values = np.array(image) if image.mode == "F" else _values_of(image, raw)
@@ -423,6 +432,16 @@ def _quiet() -> Iterator[None]:
                     cast("list[Any]", warnings.filters).remove(ours)
 
 
+@lru_cache(maxsize=1)
+def _silence_libtiff() -> None:
+    """Pillow raises what libtiff finds wrong; libtiff prints it on stderr as well, unless it is told not to."""
+    with contextlib.suppress(OSError, AttributeError):  # this Pillow has no libtiff, or one that cannot be reached
+        library = ctypes.CDLL(_imaging.__file__)
+        for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            handler(None)
+
+
 @contextlib.contextmanager
 def _pillow_allows(max_pixels: int) -> Iterator[None]:
     """Lift Pillow's own limit for this opening, when the caller has asked for more than it: ours is checked instead."""
@@ -438,6 +457,61 @@ def _pillow_allows(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
+def _load(image: Image.Image) -> None:
+    """Decode all pixels. What Pillow would leave black, or take for something else, in silence, is refused."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(0x0102, (1,))
+    if tags.get(0x011C) == 2 and max(bits) > 8 and len(bits) > 1:
+        raise _RefusedError(f"a TIFF of {len(bits)} planes of {max(bits)} bits each; save it with colours interleaved")
+    declared = sorted(image.size)
+    file = getattr(image, "fp", None)
+    interlaced = bool(image.info.get("interlace"))  # which loading forgets
+    image.load()
+    if sorted(image.size) != declared:  # a TIFF may have been turned upright
+        raise _RefusedError(f"declares {declared[0]} x {declared[1]} pixels and holds {image.height} x {image.width}")
+    if image.format == "PNG" and file is not None and not file.closed:
+        last = image.crop((0, image.height - 1, image.width, image.height))
+        if interlaced or last.getbbox() is None:
+            _refuse_short_png(file)
+
+
+def _refuse_short_png(file: BinaryIO) -> None:
+    """A PNG whose compressed data end in good order, but too early, is filled up with zeros by Pillow."""
+    place = file.tell()
+    file.seek(8)
+    expected, found, unpack = 0, 0, zlib.decompressobj()
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IHDR":
+            expected = _png_bytes(*struct.unpack(">IIBB2xB", file.read(13)))
+        elif kind == b"IDAT":
+            for block in range(0, length, 1 << 16):
+                packed = file.read(min(1 << 16, length - block))
+                while packed and found < expected:
+                    found += len(unpack.decompress(packed, 1 << 20))
+                    packed = unpack.unconsumed_tail
+        elif kind == b"IEND" or (found and kind == b"fcTL"):
+            break
+        else:
+            file.seek(length, os.SEEK_CUR)
+        file.seek(4 - (0 if kind != b"IHDR" else length - 13), os.SEEK_CUR)
+    file.seek(place)
+    if found < expected:
+        raise _RefusedError(f"truncated or corrupt: {found:,} bytes of pixels where {expected:,} belong")
+
+
+def _png_bytes(width: int, height: int, depth: int, colour: int, interlaced: int) -> int:
+    """Bytes of a PNG's pixels before compression, each row with the number of its filter."""
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    steps = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
+    total = 0
+    for left, across, top, down in steps if interlaced else ((0, 1, 0, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + -(-columns * bits // 8))
+    return total
+
+
 class _RefusedError(Exception):
     """What is wrong with the file that is open; `_opened` adds which one it is."""
 
@@ -449,6 +523,7 @@ def _opened(picture: str | PathLike[str] | Image.Image, max_pixels: int) -> Iter
     Nothing in the block may go on after a failed ``load()``: a second one passes, with black pixels.
     """
     path = Path(getattr(picture, "filename", "") or "<image>") if isinstance(picture, Image.Image) else Path(picture)
+    _silence_libtiff()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         try:
@@ -461,6 +536,8 @@ def _opened(picture: str | PathLike[str] | Image.Image, max_pixels: int) -> Iter
                     image = stack.enter_context(Image.open(file))
             if image.format in _PROGRAMS:
                 raise _RefusedError(f"{image.format} is a drawing program, not pixels; convert it to PNG")
+            if isinstance(image, ImageFile.StubImageFile):
+                raise _RefusedError(f"{image.format}, which is recognised but not read; convert it to PNG")
             width, height = image.size
             if width < 1 or height < 1:
                 raise _RefusedError(f"{height} x {width} pixels (height x width); expected at least 1 x 1")
@@ -481,6 +558,8 @@ def _check_file(path: Path) -> None:
         status = path.stat()
     except FileNotFoundError:
         raise _RefusedError("no such file") from None
+    except ValueError:
+        raise _RefusedError("no file can have this name") from None
     if stat.S_ISDIR(status.st_mode):
         raise _RefusedError("a folder; expected a picture")
     if not stat.S_ISREG(status.st_mode):
@@ -493,6 +572,9 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         with path.open("rb") as file:
             start = file.read(16)
+        kind = next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), "")
+        if kind:
+            return f"{kind} by its first bytes, but damaged, or of a kind that is not read; save it again as PNG"
         return f"not a picture in a format that is known (it starts with {start!r})"
     if isinstance(error, Image.DecompressionBombError):
         return f"too large to decode: {error}"
@@ -533,6 +615,8 @@ def _from_channels(picture: Picture, channels: int) -> Array:
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int], notes: list[str]) -> UInt8:
     mode = image.mode
+    if _is_signed(image):
+        raise _RefusedError("8-bit integers with a sign; expected 0..255: nothing says what is white, so scale it")
     if mode.startswith("I;16") or mode in ("I", "F"):
         return _from_numbers(image, background, notes)
     if image.has_transparency_data:
@@ -555,12 +639,19 @@ def _compose(image: Image.Image, background: tuple[int, int, int], notes: list[s
     if cast("tuple[int, int]", rgba.getchannel("A").getextrema())[0] == 255:
         return np.array(rgba.convert("RGB"))
     notes.append(f"transparent parts composed on {background}")
-    return np.array(Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB"))
+    pixels = np.empty((rgba.height, rgba.width, 3), np.uint8)
+    for top in range(0, rgba.height, 1024):  # in bands, since the whole would be there four times
+        band = rgba.crop((0, top, rgba.width, min(top + 1024, rgba.height)))
+        under = Image.new("RGBA", band.size, (*background, 255))
+        pixels[top : top + 1024] = np.array(Image.alpha_composite(under, band).convert("RGB"))
+    return pixels
 
 
 def _from_numbers(image: Image.Image, background: tuple[int, int, int], notes: list[str]) -> UInt8:
     """Grey of more than 8 bits. One rule for all files, so that two pictures of a set stay comparable."""
     values = np.array(image)
+    if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(0x0106) == 0:
+        values = 65535 - values  # 0 is white, which Pillow minds up to 8 bits only
     if not np.isfinite(values).all():
         raise _RefusedError("floats with NaN or infinity; expected 0..1 or 0..255")
     low, high = values.min(), values.max()
@@ -630,12 +721,28 @@ def _raw_modes(image: Image.Image) -> list[str]:
 
 def _notes_on_frames(image: Image.Image) -> Iterator[str]:
     try:
-        frames = getattr(image, "n_frames", 1)
+        frames = _count_frames(image)
     except Exception as error:  # counting walks through the whole file, broken or not
         yield f"frame 0 is used; further ones cannot be counted ({type(error).__name__})"
         return
     if frames > 1:
-        yield f"{frames} layers, flattened" if image.format == "PSD" else f"frame 0 of {frames} is used"
+        yield f"{frames} layers, flattened" if image.format == "PSD" else f"frame 0 of {_at_most(frames)} is used"
+
+
+def _count_frames(image: Image.Image) -> int:
+    """Frames of the file, `_MOST_FRAMES` at most in formats without their number in the header."""
+    if image.format != "TIFF":
+        return int(getattr(image, "n_frames", 1))
+    for frame in range(1, _MOST_FRAMES):
+        try:
+            image.seek(frame)
+        except EOFError:
+            return frame
+    return _MOST_FRAMES
+
+
+def _at_most(frames: int) -> str:
+    return f"{frames} or more" if frames == _MOST_FRAMES else str(frames)
 
 
 # Labels --------------------------------------------------------------------------------------------------------------
@@ -687,24 +794,33 @@ def _refuse_lossy(image: Image.Image, what: str, numbers: str) -> None:
 
 def _values_of(image: Image.Image, raw: list[str]) -> Array:
     mode = image.mode
+    if any(re.search(r"[^I];16[BLNS]", part) for part in raw):
+        raise _RefusedError("a label map of 16-bit colours; expected 8 bits a channel, or ids in one channel")
     if mode in ("LA", "PA", "RGBA"):
         alpha = image.getchannel("A")
         if cast("tuple[int, int]", alpha.getextrema())[0] < 255:
             raise _RefusedError(f"a label map with transparency ({mode}); expected ids in one opaque channel, or RGB")
         values = np.array(image)[..., :-1]
         return values if mode == "RGBA" else values[..., 0]
-    if any(re.search(r"[^I];16[BLNS]", part) for part in raw):
-        raise _RefusedError("a label map of 16-bit colours; expected 8 bits a channel, or ids in one channel")
     values = np.array(image)
     if mode == "1":
         return values.astype(np.uint8)
     if mode == "L":
         # Pillow stretches 2 and 4 bits to 0..255; ids must come back as they were.
         stretch = {"L;2": 85, "L;4": 17}.get(raw[0][:3] if raw else "", 1)
-        return values // np.uint8(stretch)
+        if raw and raw[0].endswith("I"):
+            values = ~values  # where 0 is white, it inverts them
+        values = values // np.uint8(stretch)
+        return values.view(np.int8) if _is_signed(image) else values
     if mode in ("P", "RGB", "I") or mode.startswith("I;16"):
         return values
     raise _RefusedError(f"a label map in mode {mode}; expected ids in one channel (P, L, I;16) or RGB")
+
+
+def _is_signed(image: Image.Image) -> bool:
+    """Whether it is a TIFF of 8 bits with a sign, which Pillow takes for 0..255."""
+    tags = getattr(image, "tag_v2", {})
+    return 2 in np.ravel(tags.get(0x0153, 1)) and image.mode in ("L", "RGB")
 
 
 def _pack(colours: Array) -> npt.NDArray[np.int64]:

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fullyconv.documents import parse_json, read_text
 from fullyconv.errors import CheckpointError
 
 
@@ -15,15 +16,15 @@ def read_json(path: str | PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        CheckpointError: missing or damaged.
+        CheckpointError: missing, damaged, or beyond the limits of `fullyconv.documents`.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; expected a folder that fullyconv wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def write_json(path: str | PathLike[str], data: Any) -> Path:
@@ -35,7 +36,9 @@ def write_json(path: str | PathLike[str], data: Any) -> Path:
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        # Bytes of a file name that are no text come as lone surrogates, whose escapes JSON understands.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
         flush(beside)
         beside.replace(path)
     except OSError as error:

@@ -345,7 +345,8 @@ def write_report(
         folded("Versions and command", settings_table(versions)),
     ]
     path, beside = run / "report.html", run / ".report.html"
-    beside.write_text(page(f"{recipe.name}: report", sections), encoding="utf-8")
+    # A file name need not be text; its other bytes are shown as escapes.
+    beside.write_text(page(f"{recipe.name}: report", sections), encoding="utf-8", errors="backslashreplace")
     beside.replace(path)
     return path
 

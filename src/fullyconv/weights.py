@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import pickle
 import struct
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fullyconv.caffe import CLASSIFIERS, classifier_of, read_layers
+from fullyconv.documents import parse_json
 from fullyconv.errors import CheckpointError
+
+MAX_HEADER = 16 << 20
+"""Bytes of a .safetensors header: a tensor takes about a hundred, so it is room for all that may be there."""
+MAX_TENSORS = 65536
+"""In a .safetensors file; the largest nets have some thousands, and each takes a kilobyte however empty it is."""
+
+NUMBERS = frozenset((
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+))  # fmt: skip
+"""What a parameter or buffer may be made of: torch copies them into one another, and others not all."""
 
 
 def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -35,14 +49,13 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     if path.suffix == ".caffemodel":
         return _renamed(read_caffemodel(path))
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: not a whole .safetensors file: {error}") from None
+        with _opened(path) as file:
+            return _plain(path, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
     if path.suffix not in {".pth", ".pt", ".bin"}:
         raise CheckpointError(
             f"{path}: cannot tell what it holds; expected a name ending in .safetensors, .pth or .caffemodel"
         )
+    _refuse_packed(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -60,7 +73,7 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     tensors = {k: v for k, v in data.items() if isinstance(v, Tensor)} if isinstance(data, dict) else {}
     if not tensors:
         raise CheckpointError(f"{path}: holds {type(data).__name__} without tensors; expected a state dict")
-    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return _plain(path, {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()})
 
 
 def read_caffemodel(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -104,7 +117,7 @@ def input_of(path: str | PathLike[str]) -> str | None:
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
-        origin = json.loads(read_metadata(path).get("converted_from", "{}"))
+        origin = parse_json(read_metadata(path).get("converted_from", "{}"))
     except ValueError:
         return None
     found = origin.get("input") if isinstance(origin, dict) else None
@@ -133,15 +146,59 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
     """The string metadata of a .safetensors file.
 
     Raises:
-        CheckpointError: the file's header is not whole.
+        CheckpointError: the file is not whole.
     """
-    path = Path(path)
+    with _opened(Path(path)) as file:
+        return dict(file.metadata() or {})
+
+
+def read_shapes(path: str | PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a .safetensors file's tensors by name, from its header alone.
+
+    Raises:
+        CheckpointError: the file is not whole.
+    """
+    with _opened(Path(path)) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A .safetensors file whose header is sound: every tensor lies inside the file, and none on another."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("the header is longer than the file")
-            metadata = json.loads(file.read(length)).get("__metadata__", {})
-    except (OSError, struct.error, ValueError, AttributeError, RecursionError) as error:
+        with path.open("rb") as plain:
+            (header,) = struct.unpack("<Q", plain.read(8).ljust(8, b"\xff"))
+        if header > MAX_HEADER:
+            raise ValueError(f"a header of {header:,} bytes; expected {MAX_HEADER:,} at most")
+        with safe_open(path, framework="pt") as file:
+            if (count := len(file.keys())) > MAX_TENSORS:
+                raise ValueError(f"{count:,} tensors; expected {MAX_TENSORS:,} at most")
+            yield file
+    except (SafetensorError, OSError, ValueError, KeyError, OverflowError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path}: not a whole .safetensors file: {error}") from None
-    return {str(k): str(v) for k, v in metadata.items()}
+
+
+def _refuse_packed(path: Path) -> None:
+    """PyTorch packs nothing, so that a file cannot unpack to a thousand times its size."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.file_size > entry.compress_size]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: not a file of PyTorch weights: {error}") from None
+    if packed:
+        raise CheckpointError(
+            f"{path}: holds the compressed part {packed[0]!r:.80}; PyTorch writes none; save it again"
+        )
+
+
+def _plain(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, tensor in tensors.items():
+        dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not dense or tensor.dtype not in NUMBERS:
+            raise CheckpointError(
+                f"{path}: {name!r:.80} is {tensor.dtype} ({tensor.layout}, on {tensor.device}); expected dense tensors "
+                "of 16 to 64 bits, or of integers, on the CPU"
+            )
+    return tensors

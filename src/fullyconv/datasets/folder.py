@@ -12,7 +12,6 @@ recognised is said in `Folder.notes`; what cannot be recognised for certain is r
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +19,12 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from fullyconv.config import Classes, voc_colour
+from fullyconv.config import MOST_CLASSES, Classes, voc_colour
 from fullyconv.datasets.base import About, Sample
 from fullyconv.datasets.inputs import CHANNELS, check_inputs, read_inputs
 from fullyconv.datasets.listed import inside_of
 from fullyconv.datasets.voc import CLASSES as VOC
+from fullyconv.documents import parse_json, read_text
 from fullyconv.errors import DatasetError, ImageError
 from fullyconv.images import SUFFIXES, label_values, read_labels
 
@@ -387,6 +387,8 @@ def _from_text(path: Path, notes: list[str]) -> Classes:
     lines = [line.strip() for line in _text(path).splitlines()]
     while lines and not lines[-1]:
         lines.pop()
+    if len(lines) > MOST_CLASSES:
+        raise DatasetError(f"{path}: {len(lines):,} lines; expected a name a line, {MOST_CLASSES:,} at most")
     if "" in lines:
         raise DatasetError(
             f"{path}: line {lines.index('') + 1} is empty, and lines count as ids; write a name or `void`"
@@ -401,11 +403,13 @@ def _from_text(path: Path, notes: list[str]) -> Classes:
 
 def _from_json(path: Path, notes: list[str]) -> Classes:
     try:
-        data = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(f"{path}: not valid JSON: {error}") from None
+        data = parse_json(_text(path))
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from None
     if not isinstance(data, list) or not all(isinstance(e, dict) and isinstance(e.get("id"), int) for e in data):
         raise DatasetError(f'{path}: expected a list such as [{{"id": 0, "name": "sky", "colour": [0, 0, 255]}}]')
+    if len(data) > MOST_CLASSES:
+        raise DatasetError(f"{path}: {len(data):,} classes; expected {MOST_CLASSES:,} at most")
     entries = []
     for entry in sorted(data, key=lambda entry: entry["id"]):
         name = str(entry.get("name", ""))
@@ -424,6 +428,6 @@ def _table(path: Path, entries: list[dict[str, object]], notes: list[str]) -> Cl
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DatasetError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

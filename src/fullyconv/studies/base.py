@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,9 @@ class Result:
         for source, rows in self.table():
             if source:
                 lines.append(f"| *{source}* |{' |' * len(self.columns)}")
-            lines += [f"| {' | '.join(row)} |" for row in rows]
+            # A name must neither end its cell nor be taken for HTML.
+            cells = [[escape(cell, quote=False).replace("|", "\\|") for cell in row] for row in rows]
+            lines += [f"| {' | '.join(row)} |" for row in cells]
         lines += ["", f"Measured: {self.made}."]
         lines += ["", f"The papers: {self.paper}"] if self.paper else []
         lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
