@@ -66,7 +66,7 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
     def write(place: Path) -> None:
         (place / "config.json").write_text(text, encoding="utf-8")
         # One entry only: safetensors writes several in no fixed order, and equal models should be equal files.
-        metadata = {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        metadata = {"model_sha256": _digest(config)}
         write_weights(place / "model.safetensors", model.state_dict(), metadata)
 
     return write_folder(folder, write)
@@ -102,8 +102,11 @@ def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", bac
         raise CheckpointError(f"{config_file}: {error}{hint}") from None
     weights_file = folder / "model.safetensors"
     tensors = read_weights(weights_file)
-    expected = read_metadata(weights_file).get("config_sha256")
-    if expected is not None and expected != hashlib.sha256(config_file.read_bytes()).hexdigest():
+    metadata = read_metadata(weights_file)
+    # Older folders name the digest of the whole file.
+    expected = metadata.get("model_sha256") or metadata.get("config_sha256")
+    found = _digest(data) if "model_sha256" in metadata else hashlib.sha256(config_file.read_bytes()).hexdigest()
+    if expected is not None and expected != found:
         raise CheckpointError(
             f"{folder}: config.json is not the one that model.safetensors was written with; restore both from one save"
         )
@@ -199,6 +202,30 @@ def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> 
             raise CheckpointError(f"{folder}: cannot be written: {error}") from None
         raise
     return folder
+
+
+def tidy(folder: str | PathLike[str]) -> None:
+    """Clear away what killed processes have left in here, where nobody else may be writing.
+
+    A folder that was cut off between two renames is brought back; what was half written goes.
+    """
+    for left in Path(folder).glob(".*.previous"):
+        whole = left.with_name(left.name[1:].removesuffix(".previous"))
+        if whole.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.rename(whole)
+    for left in Path(folder).glob(".*.tmp"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    """Of what the tensors mean. How they came to be is left out, so that equal models are equal files at any time."""
+    meaning = {name: config.get(name) for name in ("model", "classes")}
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
 def _previous(folder: Path) -> Path:

@@ -377,6 +377,9 @@ class _Store:
 
     def restore(self) -> None:
         """Go on from the resume point, where there is one."""
+        if self.folder is not None and self.learner.rank == 0:
+            checkpoint.tidy(self.folder)
+        self.learner.wait()
         if self.folder is not None and (self.folder / "resume").exists():
             tensors, values = checkpoint.load_state(self.folder / "resume")
             self.learner.restore(tensors)
