@@ -75,7 +75,7 @@ LAYERS = (
     {"checkpoint", "runners", "quick"},
     {"inference", "conversion", "streaming", "tuning"},
     {"evaluation", "explanation", "recipes", "runs", "report"},
-    {"learner", "alarms", "fitting", "training", "demo"},
+    {"learner", "alarms", "reading", "fitting", "training", "demo"},
     {
         "studies",
         "studies.base",
@@ -130,7 +130,8 @@ NEIGHBOURS = {
     "exporters.torch_export": {"exporters.onnx"},
     "streaming": {"inference"},
     "report": {"runs"},
-    "fitting": {"learner", "alarms"},
+    "reading": {"learner"},
+    "fitting": {"learner", "alarms", "reading"},
     "training": {"fitting", "learner"},
     "demo": {"training", "learner"},
     "cli": {"display", "flags", "folders", "study_cli"},

@@ -66,7 +66,7 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
     def write(place: Path) -> None:
         (place / "config.json").write_text(text, encoding="utf-8")
         # One entry only: safetensors writes several in no fixed order, and equal models should be equal files.
-        metadata = {"model_sha256": _digest(config)}
+        metadata = {"described_sha256": _digest(config)}
         write_weights(place / "model.safetensors", model.state_dict(), metadata)
 
     return write_folder(folder, write)
@@ -104,8 +104,8 @@ def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", bac
     tensors = read_weights(weights_file)
     metadata = read_metadata(weights_file)
     # Older folders name the digest of the whole file.
-    expected = metadata.get("model_sha256") or metadata.get("config_sha256")
-    found = _digest(data) if "model_sha256" in metadata else hashlib.sha256(config_file.read_bytes()).hexdigest()
+    expected = metadata.get("described_sha256") or metadata.get("config_sha256")
+    found = _digest(data) if "described_sha256" in metadata else hashlib.sha256(config_file.read_bytes()).hexdigest()
     if expected is not None and expected != found:
         raise CheckpointError(
             f"{folder}: config.json is not the one that model.safetensors was written with; restore both from one save"
@@ -178,7 +178,7 @@ def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> 
         CheckpointError: the disk is full, the place read-only or the like; the old folder stands.
     """
     folder = Path(folder)
-    fresh, previous = folder.with_name(f".{folder.name}.{os.getpid()}.tmp"), _previous(folder)
+    fresh, previous = _fresh(folder), _previous(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
@@ -204,6 +204,15 @@ def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> 
     return folder
 
 
+def remove(folder: str | PathLike[str]) -> None:
+    """Remove a folder that `write_folder` wrote; whoever is killed meanwhile leaves no half of it."""
+    folder = Path(folder)
+    going = _fresh(folder)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
 def tidy(folder: str | PathLike[str]) -> None:
     """Clear away what killed processes have left in here, where nobody else may be writing.
 
@@ -223,9 +232,14 @@ def tidy(folder: str | PathLike[str]) -> None:
 
 
 def _digest(config: Mapping[str, Any]) -> str:
-    """Of what the tensors mean. How they came to be is left out, so that equal models are equal files at any time."""
-    meaning = {name: config.get(name) for name in ("model", "classes")}
-    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+    """Of all but when it was written and by which command, so that equal models are equal files."""
+    origin = config.get("provenance")
+    kept = {k: v for k, v in origin.items() if k not in ("written_at", "command")} if isinstance(origin, dict) else None
+    return hashlib.sha256(json.dumps({**config, "provenance": kept}, sort_keys=True).encode()).hexdigest()
+
+
+def _fresh(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 
 
 def _previous(folder: Path) -> Path:

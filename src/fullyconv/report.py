@@ -27,6 +27,7 @@ from fullyconv.datasets import SegmentationDataset, dataset
 from fullyconv.inference import Predictor
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
+from fullyconv.records import writing
 from fullyconv.runs import flat, read_log
 from fullyconv.sampling import View, evenly
 
@@ -345,8 +346,9 @@ def write_report(
         folded("Versions and command", settings_table(versions)),
     ]
     path, beside = run / "report.html", run / ".report.html"
-    beside.write_text(page(f"{recipe.name}: report", sections), encoding="utf-8")
-    beside.replace(path)
+    with writing(path):
+        beside.write_text(page(f"{recipe.name}: report", sections), encoding="utf-8")
+        beside.replace(path)
     return path
 
 

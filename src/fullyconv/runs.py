@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fullyconv import __version__
-from fullyconv.checkpoint import load_state, read_json, tidy, write_json
+from fullyconv.checkpoint import load_state, read_json, remove, tidy, write_json
 from fullyconv.config import Config, Recipe
 from fullyconv.errors import ConfigError
 from fullyconv.events import Evaluated, Event, Step, as_json
@@ -141,7 +141,8 @@ class Run:
                 beside.replace(self.folder / name)
         write_json(self.folder / "results.json", results)
         write_json(self.folder / stage / "results.json", results)
-        shutil.rmtree(self.folder / stage / "resume", ignore_errors=True)
+        with writing(self.folder / stage):
+            remove(self.folder / stage / "resume")
 
     def close(self) -> None:
         """Flush what TensorBoard still holds."""

@@ -58,7 +58,7 @@ def recipe(workers: int) -> Recipe:
     classes = len(dataset("scenes", ROOT).classes["out"])
     data = {"root": ROOT, "name": "scenes", "workers": workers, "crop": (32, 32), "remember": workers == 0}
     fit = {"batch": 2, "accumulate": 2, "ema": 0.9, "warmup": 3, "class_weights": "median", "device": "cpu"}
-    fit |= {"evaluate_every": 3, "save_every": 1}
+    fit |= {"evaluate_every": 4, "save_every": 1}
     stages = [
         {
             "name": f"{stride}s",
@@ -66,7 +66,7 @@ def recipe(workers: int) -> Recipe:
             "data": data,
             "fit": {**fit, "steps": steps},
         }
-        for stride, steps in ((8, 6), (4, 5))
+        for stride, steps in ((8, 12), (4, 10))
     ]
     return Recipe.parse({"name": "kills", "stages": stages})
 
