@@ -106,7 +106,7 @@ NEIGHBOURS = {
     "taps": {"locate"},
     "variants": {"locate", "tracing"},
     "stitching": {"rarefaction"},
-    "weights": {"caffe"},
+    "weights": {"caffe", "records"},
     "model": {"backbones"},
     "datasets": {
         f"datasets.{name}"

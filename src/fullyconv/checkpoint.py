@@ -199,7 +199,7 @@ def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> 
             _recover(folder)
         # The writer of safetensors reports a full disk in a class of its own.
         if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
-            raise CheckpointError(f"{folder}: cannot be written: {error}") from None
+            raise CheckpointError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
         raise
     return folder
 
