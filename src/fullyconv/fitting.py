@@ -29,7 +29,7 @@ from fullyconv.checking import check as check_data
 from fullyconv.config import Classes, DataConfig, FitConfig
 from fullyconv.datasets import Sample, SegmentationDataset
 from fullyconv.devices import deterministic, out_of_memory
-from fullyconv.errors import CheckpointError, ConfigError, FullyConvError, ImageError, TrainingError
+from fullyconv.errors import CheckpointError, ConfigError, DatasetError, FullyConvError, ImageError, TrainingError
 from fullyconv.evaluation import evaluate
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
 from fullyconv.geometry import Grid
@@ -281,7 +281,7 @@ def fit(
 
 def _outside(error: Exception, learner: Learner) -> str:
     """The cause of an error that came from files, memory or other processes, and what to do; "" for others."""
-    if isinstance(error, CheckpointError | ImageError):
+    if isinstance(error, CheckpointError | DatasetError | ImageError):
         return str(error)
     said = " ".join(str(error).split())[:200]
     if out_of_memory(error):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fullyconv.errors import TrainingError
+from fullyconv.errors import DatasetError
 from fullyconv.events import Alarm, Event, Said
 from fullyconv.sampling import Batch, Lost, Positions, Samples, WorkerDied, batches
 
@@ -80,7 +80,7 @@ class Reader:
         """The batches of the step after so many; tells what went wrong on the way.
 
         Raises:
-            TrainingError: too many pictures cannot be read, or those that read them die again and again.
+            DatasetError: too many pictures cannot be read, or those that read them die again and again.
             KeyboardInterrupt: a worker has died since all were asked to stop.
         """
         begun = time.monotonic()
@@ -140,10 +140,9 @@ class Reader:
             raise KeyboardInterrupt(f"{self.stage}: stopped after step {step}; resume to go on from there")
         self._deaths += 1
         if self._deaths > DEATHS:
-            raise TrainingError(
-                f"{self.stage}: processes that read pictures died {self._deaths} times ({died}); is memory short? take "
-                "fewer (--workers 0 reads without any), and resume",
-                step=step,
+            raise DatasetError(
+                f"processes that read pictures died {self._deaths} times ({died}); is memory short? --workers 0 reads "
+                "without any"
             )
         yield Alarm(self.stage, step, "worker", f"a process that reads pictures has died, others take over ({died})")
         self._stream = self._from(step)
@@ -155,10 +154,9 @@ class Reader:
         self.lost |= lost
         self._lost_now |= lost
         if len(self._lost_now) > self.samples.most:
-            raise TrainingError(
-                f"{self.stage}: {_pictures(len(self._lost_now))} of {len(self.samples.data)} can no longer be read, "
-                f"more than {100 * UNREADABLE:g} %: {next(iter(self._lost_now.values()))}; bring them back, and resume",
-                step=step,
+            raise DatasetError(
+                f"{_pictures(len(self._lost_now))} of {len(self.samples.data)} can no longer be read, "
+                f"more than {100 * UNREADABLE:g} %: {next(iter(self._lost_now.values()))}; bring them back"
             )
 
 
