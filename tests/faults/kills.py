@@ -53,13 +53,13 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
 
-def recipe(workers: int) -> Recipe:
-    """Two stages with all that has a state: momentum, average, norms, dropout, warm-up, accumulation, weights."""
+def recipe(*, workers: int, stages: int = 2) -> Recipe:
+    """Stages with all that has a state: momentum, average, norms, dropout, warm-up, accumulation, weights."""
     classes = len(dataset("scenes", ROOT).classes["out"])
     data = {"root": ROOT, "name": "scenes", "workers": workers, "crop": (32, 32), "remember": workers == 0}
     fit = {"batch": 2, "accumulate": 2, "ema": 0.9, "warmup": 3, "class_weights": "median", "device": "cpu"}
     fit |= {"evaluate_every": 4, "save_every": 1}
-    stages = [
+    both = [
         {
             "name": f"{stride}s",
             "model": fcn(stride, "tinyvgg", classes=classes, weights=None, context=8, dropout=0.3),
@@ -68,7 +68,7 @@ def recipe(workers: int) -> Recipe:
         }
         for stride, steps in ((8, 12), (4, 10))
     ]
-    return Recipe.parse({"name": "kills", "stages": stages})
+    return Recipe.parse({"name": "kills", "stages": both[:stages]})
 
 
 def start(folder: Path, *, workers: int) -> int:
@@ -81,7 +81,7 @@ def start(folder: Path, *, workers: int) -> int:
         os.setsid()
         # Those that read for a killed process complain of it.
         os.dup2(os.open(folder.with_name("said.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        training.train(recipe(workers), out=folder, resume=True)
+        training.train(recipe(workers=workers), out=folder, resume=True)
         status = 0
     except BaseException as error:
         print(f"{folder.name}: {type(error).__name__}: {error}", flush=True)

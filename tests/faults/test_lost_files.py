@@ -76,8 +76,8 @@ def run(args: list[str], monkeypatch: pytest.MonkeyPatch, *, at: int, happens: C
 
 
 def weights(out: Path) -> bytes:
-    """The bytes of all tensors; the header names a digest, of the path of the data among others."""
-    content = (out / "model.safetensors").read_bytes()
+    """The bytes of all tensors of the last model; the header names a digest, of the path of the data among others."""
+    content = (out / "8s" / "last" / "model.safetensors").read_bytes()
     return content[8 + int.from_bytes(content[:8], "little") :]
 
 
