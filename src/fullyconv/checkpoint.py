@@ -197,9 +197,10 @@ def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> 
         shutil.rmtree(fresh, ignore_errors=True)
         with contextlib.suppress(OSError):
             _recover(folder)
-        # The writer of safetensors reports a full disk in a class of its own.
-        if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
-            raise CheckpointError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(str(error).replace(str(fresh), str(folder))) from None
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from None
         raise
     return folder
 

@@ -121,15 +121,16 @@ def torment(verb: str, place: Path, every: int) -> tuple[int, list[str]]:
         code, said, _ = run(args, folder, fails_at=number, code=error)
         lines = [line for line in said.splitlines() if "error: " in line]
         what = f"{verb}, write {number} of {writes}, {os.strerror(error)}"
-        tried += 1
+        tried, known = tried + 1, len(wrong)
         if code not in ((2,) if verb == "train" else (1, 2)) or "Traceback" in said or len(lines) != (code == 2):
             wrong.append(f"{what}: code {code}: {said[-2000:]}")
         elif os.strerror(error) not in said:
             wrong.append(f"{what}: does not name the reason: {said[-500:]}")
-        code, said, _ = run(args, folder, fails_at=None)
+        code, told, _ = run(args, folder, fails_at=None)
         if code or result(verb, folder) != expected:
-            wrong.append(f"{what}: afterwards code {code}, other results: {said[-2000:]}")
-        print(f"{what}: {lines[0] if lines else said.strip()[-200:]}", flush=True)
+            wrong.append(f"{what}: afterwards code {code}, other results: {told[-2000:]}")
+        ended = "WRONG: " if len(wrong) > known else ""
+        print(f"{what}: {ended}{lines[0] if lines else said.strip()[-200:]}", flush=True)
     return tried, wrong
 
 
