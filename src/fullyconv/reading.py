@@ -86,6 +86,7 @@ class Reader:
         begun = time.monotonic()
         held: list[Batch] = []
         lost: dict[str, str] = {}
+        missing = ""
         while len(held) < self.accumulate:
             try:
                 with _serial():
@@ -95,10 +96,13 @@ class Reader:
                 held = []
                 continue
             lost |= found
-            if batch is None:
+            if isinstance(batch, str):
+                missing = batch
                 break
             held.append(batch)
         yield from self._report(step, lost)
+        if missing:
+            raise DatasetError(missing)
         self.waited_s = time.monotonic() - begun
         return held
 
@@ -125,7 +129,7 @@ class Reader:
             f"were learnt from in {'its' if len(self.lost) == 1 else 'their'} place: {named}"
         )
 
-    def _from(self, step: int) -> Iterator[tuple[Batch | None, Lost]]:
+    def _from(self, step: int) -> Iterator[tuple[Batch | str, Lost]]:
         positions = Positions(
             start=step * self.batch * self.accumulate,
             batch=self.batch,

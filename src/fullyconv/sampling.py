@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fullyconv.datasets.base import Sample, SegmentationDataset
-from fullyconv.errors import ImageError
+from fullyconv.errors import ImageError, LabelError
 from fullyconv.images import read_size
 from fullyconv.transforms import MEAN, Tensors, collate
 
@@ -80,33 +80,38 @@ class Stream:
         return int(self._order[place])
 
 
-class Samples(Dataset[tuple[Tensors | None, Lost]]):
+class Samples(Dataset[tuple[Tensors | str, Lost]]):
     """Transformed samples by position in the stream, each with the pictures that could not be read in its place.
+
+    A text, which says why, stands for a sample that there is none of. A label map with an id outside its table is not
+    passed over: it is no damage, and all others may be as wrong.
 
     Args:
         data: what is read.
         transform: what is done to it.
         seed: of order and transforms, and of which picture stands in for one that cannot be read.
-        most: None stands in once more pictures than these cannot be read.
+        most: no other stands in once more pictures than these cannot be read.
     """
 
     def __init__(self, data: SegmentationDataset, transform: Transform, seed: int, *, most: int = 0) -> None:
         self.data, self.transform, self.seed, self.most = data, transform, seed, most
         self.stream = Stream(len(data), seed)
 
-    def __getitem__(self, position: int) -> tuple[Tensors | None, Lost]:
+    def __getitem__(self, position: int) -> tuple[Tensors | str, Lost]:
         generator = torch.Generator().manual_seed(mix(self.seed, AUGMENT, position))
         lost: dict[str, str] = {}
         for index in self._candidates(position):
             try:
                 sample = self.data[index]
+            except LabelError as error:
+                return str(error), lost
             except (ImageError, OSError) as error:
                 lost[self.data.names[index]] = str(error)
                 if len(lost) > self.most:
                     break
             else:
                 return self.transform(sample, generator), lost
-        return None, lost
+        return "no picture is left to learn from", lost
 
     def _candidates(self, position: int) -> Iterator[int]:
         """The picture whose turn it is, then the others in an order of this position's own."""
@@ -135,11 +140,11 @@ class WorkerDied(Exception):  # noqa: N818 - it reads as a sentence
 
 def batches(
     samples: Samples, positions: Positions, *, void: int, workers: int, fill: tuple[float, ...] = MEAN
-) -> Iterator[tuple[Batch | None, Lost]]:
+) -> Iterator[tuple[Batch | str, Lost]]:
     """The batches at these positions, read ahead by ``workers`` processes (0: read where they are asked for).
 
     Where sizes differ, labels are padded with ``void`` and pictures with ``fill``, a number for each channel. With each
-    batch come the pictures that could not be read for it; it is None where there was nothing to take instead.
+    batch come the pictures that could not be read for it; a text in its place says why there is none.
 
     Raises:
         WorkerDied: a process was killed; start anew from the first batch that is missing.
@@ -162,7 +167,7 @@ def batches(
     return _watched(iterator)
 
 
-def _watched(stream: Iterator[tuple[Batch | None, Lost]]) -> Iterator[tuple[Batch | None, Lost]]:
+def _watched(stream: Iterator[tuple[Batch | str, Lost]]) -> Iterator[tuple[Batch | str, Lost]]:
     """A loader's batches, with one error for each of the ways in which the death of a worker shows."""
     while True:
         try:
@@ -178,11 +183,15 @@ def _watched(stream: Iterator[tuple[Batch | None, Lost]]) -> Iterator[tuple[Batc
 
 
 def _collate(
-    samples: Sequence[tuple[Tensors | None, Lost]], *, void: int, fill: tuple[float, ...]
-) -> tuple[Batch | None, Lost]:
+    samples: Sequence[tuple[Tensors | str, Lost]], *, void: int, fill: tuple[float, ...]
+) -> tuple[Batch | str, Lost]:
     lost = {name: reason for _, found in samples for name, reason in found.items()}
-    read = [tensors for tensors, _ in samples if tensors is not None]
-    return (collate(read, void=void, fill=fill) if len(read) == len(samples) else None), lost
+    read: list[Tensors] = []
+    for tensors, _ in samples:
+        if isinstance(tensors, str):
+            return tensors, lost
+        read.append(tensors)
+    return collate(read, void=void, fill=fill), lost
 
 
 def _deaf(worker: int) -> None:
