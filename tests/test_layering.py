@@ -83,7 +83,7 @@ LAYERS = (
     {"checkpoint", "runners", "quick", "mending"},
     {"inference", "conversion", "streaming", "tuning"},
     {"evaluation", "explanation", "recipes", "runs", "report"},
-    {"contact_sheet", "learner", "alarms", "fitting", "training", "demo"},
+    {"contact_sheet", "learner", "alarms", "reading", "fitting", "training", "demo"},
     {
         "studies",
         "studies.base",
@@ -117,7 +117,7 @@ NEIGHBOURS = {
     "stitching": {"rarefaction"},
     "checking": {"diagnosis", "census", "duplicates", "misfits"},
     "misfits": {"agreement", "diagnosis"},
-    "weights": {"caffe"},
+    "weights": {"caffe", "records"},
     "model": {"backbones"},
     "datasets": {
         f"datasets.{name}"
@@ -141,7 +141,8 @@ NEIGHBOURS = {
     "exporters.torch_export": {"exporters.onnx"},
     "streaming": {"inference"},
     "report": {"runs"},
-    "fitting": {"learner", "alarms"},
+    "reading": {"learner"},
+    "fitting": {"learner", "alarms", "reading"},
     "training": {"fitting", "learner"},
     "demo": {"training", "learner"},
     "cli": {"display", "flags", "folders", "study_cli"},

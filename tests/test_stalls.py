@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fullyconv import build, fitting, presets
+from fullyconv import build, fitting, presets, reading
 from fullyconv.config import DataConfig, FitConfig
 from fullyconv.datasets import Sample, dataset
 from fullyconv.events import Said, Step, as_json
@@ -58,9 +58,9 @@ def test_pictures_are_read_with_one_thread_and_the_net_computes_with_all() -> No
 
 
 def test_where_pictures_are_waited_for_more_processes_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "WATCHED", 2)
-    monkeypatch.setattr(fitting, "_default_workers", lambda *_, **__: 0)
-    monkeypatch.setattr(fitting, "_most_workers", lambda *_: 2)
+    monkeypatch.setattr(reading, "WATCHED", 2)
+    monkeypatch.setattr(fitting, "default_workers", lambda *_, **__: 0)
+    monkeypatch.setattr(fitting, "most_workers", lambda *_: 2)
     steps, said, grown = run(Slow(0.1), 6, remember=False)
     assert len(steps) == 6
     assert [line.rsplit("; ", 1)[1] for line in said if "waiting" in line] in (

@@ -70,7 +70,7 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
     def write(place: Path) -> None:
         (place / "config.json").write_text(text, encoding="utf-8")
         # One entry only: safetensors writes several in no fixed order, and equal models should be equal files.
-        metadata = {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        metadata = {"described_sha256": _digest(config)}
         write_weights(place / "model.safetensors", model.state_dict(), metadata)
 
     return write_folder(folder, write)
@@ -112,8 +112,11 @@ def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", bac
         place = "" if str(error).startswith(str(config_file)) else f"{config_file}: "
         raise CheckpointError(f"{place}{error}{hint}") from None
     tensors = read_weights(weights_file)
-    expected = read_metadata(weights_file).get("config_sha256")
-    if expected is not None and expected != hashlib.sha256(config_file.read_bytes()).hexdigest():
+    metadata = read_metadata(weights_file)
+    # Older folders name the digest of the whole file.
+    expected = metadata.get("described_sha256") or metadata.get("config_sha256")
+    found = _digest(data) if "described_sha256" in metadata else hashlib.sha256(config_file.read_bytes()).hexdigest()
+    if expected is not None and expected != found:
         raise CheckpointError(
             f"{folder}: config.json is not the one that model.safetensors was written with; restore both from one save"
         )
@@ -213,7 +216,7 @@ def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> 
         CheckpointError: the disk is full, the place read-only or the like; the old folder stands.
     """
     folder = Path(folder)
-    fresh, previous = folder.with_name(f".{folder.name}.{os.getpid()}.tmp"), _previous(folder)
+    fresh, previous = _fresh(folder), _previous(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
@@ -232,11 +235,50 @@ def write_folder(folder: str | PathLike[str], write: Callable[[Path], None]) -> 
         shutil.rmtree(fresh, ignore_errors=True)
         with contextlib.suppress(OSError):
             _recover(folder)
-        # The writer of safetensors reports a full disk in a class of its own.
-        if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
-            raise CheckpointError(f"{folder}: cannot be written: {error}") from None
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(str(error).replace(str(fresh), str(folder))) from None
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from None
         raise
     return folder
+
+
+def remove(folder: str | PathLike[str]) -> None:
+    """Remove a folder that `write_folder` wrote; whoever is killed meanwhile leaves no half of it."""
+    folder = Path(folder)
+    going = _fresh(folder)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def tidy(folder: str | PathLike[str]) -> None:
+    """Clear away what killed processes have left in here, where nobody else may be writing.
+
+    A folder that was cut off between two renames is brought back; what was half written goes.
+    """
+    for left in Path(folder).glob(".*.previous"):
+        whole = left.with_name(left.name[1:].removesuffix(".previous"))
+        if whole.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.rename(whole)
+    for left in Path(folder).glob(".*.tmp"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    """Of all but when it was written and by which command, so that equal models are equal files."""
+    origin = config.get("provenance")
+    kept = {k: v for k, v in origin.items() if k not in ("written_at", "command")} if isinstance(origin, dict) else None
+    return hashlib.sha256(json.dumps({**config, "provenance": kept}, sort_keys=True).encode()).hexdigest()
+
+
+def _fresh(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 
 
 def _previous(folder: Path) -> Path:

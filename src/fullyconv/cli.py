@@ -6,7 +6,9 @@ alone would take longer to load than all the rest.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -69,10 +71,19 @@ Json = Annotated[
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 done in part, 2 a user's error (one line on stderr), 130 Ctrl-C."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us wants what Ctrl-C does
     try:
         app(args, prog_name="fullyconv")
     except FullyConvError as error:
         print(f"fullyconv: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        from fullyconv.devices import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        print("fullyconv: error: memory ran out; give it more, or smaller pictures", file=sys.stderr)
         sys.exit(2)
 
 
@@ -155,6 +166,9 @@ def train(
         Literal["none", "median"], typer.Option(help="Weigh rare classes more; median: by median frequency.")
     ] = "median",
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything that is random.")] = 0,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits every time on CUDA, too, at some cost in time.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Processes that read pictures.  [default: by the cores]")
     ] = None,
@@ -167,7 +181,7 @@ def train(
         typer.Option(
             metavar="FILE",
             help="A .toml or .json with all settings. Beside it go DATA, --dataset, --weights, a budget, --seed, "
-            "--workers, --device and --precision",
+            "--deterministic, --workers, --device and --precision",
         ),
     ] = None,
     resume: Annotated[

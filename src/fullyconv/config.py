@@ -389,6 +389,8 @@ class FitConfig(Config):
     head_loss: dict[str, float] = Field(default_factory=dict, max_length=MOST)
     """Weight of each head's loss; 1 where not named."""
     seed: int = Field(default=0, ge=0)
+    deterministic: bool = False
+    """The same bits every time on CUDA too, which takes longer; on the CPU they are anyway."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     device: str = "auto"
 

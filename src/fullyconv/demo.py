@@ -33,6 +33,7 @@ from fullyconv.inference import Predictor, tiled, whole
 from fullyconv.learner import heads_of
 from fullyconv.model import FCN, Preprocess
 from fullyconv.presets import fcn8s, fcn16s, fcn32s
+from fullyconv.records import writing
 from fullyconv.report import Picture, cards, page, section, strip, table
 from fullyconv.surgery import plan
 from fullyconv.training import train
@@ -65,7 +66,8 @@ def demo(
     """
     started = time.monotonic()
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for name in ("fcn", "heat"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -313,7 +315,8 @@ def write_page(folder: Path, found: dict[str, Any], heat: Heat, odd: Compared, m
         ),
     ]
     path = folder / "report.html"
-    path.write_text(page("fullyconv demo", sections), encoding="utf-8")
+    with writing(path):
+        path.write_text(page("fullyconv demo", sections), encoding="utf-8")
     return path
 
 

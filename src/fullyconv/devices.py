@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Barrier
@@ -60,6 +63,65 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
         raise ConfigError(f"precision: got {precision!r}; expected auto, 32 or bf16", where="precision")
     enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """A context in which torch gives the same bits every time on one machine, or says that it cannot; then as before.
+
+    Raises:
+        ConfigError: something has no deterministic form on this device, or CUDA was started without what it takes.
+
+    Example:
+        >>> with deterministic(True):
+        ...     torch.are_deterministic_algorithms_enabled()
+        True
+        >>> torch.are_deterministic_algorithms_enabled()
+        False
+    """
+    if not wanted:
+        yield
+        return
+    if not torch.cuda.is_initialized():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    was, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn
+    cudnn_was, searched = cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if "CUBLAS_WORKSPACE_CONFIG" in said:
+            raise ConfigError(
+                "deterministic: CUDA was started without it; set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment",
+                where="deterministic",
+            ) from None
+        if "does not have a deterministic implementation" in said:
+            raise ConfigError(
+                f"deterministic: {said.partition(' does not')[0]} has no such form on this device; take another loss, "
+                "the CPU, or do without",
+                where="deterministic",
+            ) from None
+        raise
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warned)
+        cudnn.deterministic, cudnn.benchmark = cudnn_was, searched
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left, on whichever device.
+
+    Example:
+        >>> out_of_memory(MemoryError()), out_of_memory(ValueError())
+        (True, False)
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def free_memory(device: torch.device) -> int:

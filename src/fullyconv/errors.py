@@ -8,6 +8,7 @@
      + CheckpointError   a model folder or weight file does not fit              .missing .unexpected .reshaped
      + DatasetError      a folder of pictures is not what it should be                       .findings
      + ImageError        a file is no picture, or no label map, that can be used             .path
+        - LabelError     a label map that can be read does not fit its picture or its table
      + TrainingError     training cannot go on                                               .step
      + ExportError       an exported file disagrees with the model                           .largest_difference .where
 
@@ -150,6 +151,10 @@ class ImageError(FullyConvError):
     def __init__(self, path: str | PathLike[str], message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = Path(path)
+
+
+class LabelError(ImageError):
+    """A label map that can be read, with another size than its picture's, or an id or colour outside its table."""
 
 
 class TrainingError(FullyConvError):

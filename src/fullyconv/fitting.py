@@ -11,14 +11,12 @@ with any number of workers. Only a budget in minutes cannot repeat: its schedule
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +28,8 @@ from fullyconv.checking import Counts
 from fullyconv.checking import check as check_data
 from fullyconv.config import Classes, DataConfig, FitConfig
 from fullyconv.datasets import Sample, SegmentationDataset
-from fullyconv.errors import ConfigError, TrainingError
+from fullyconv.devices import deterministic, out_of_memory
+from fullyconv.errors import CheckpointError, ConfigError, DatasetError, FullyConvError, ImageError, TrainingError
 from fullyconv.evaluation import evaluate
 from fullyconv.events import Alarm, Evaluated, Event, Said, Saved, Step
 from fullyconv.geometry import Grid
@@ -40,19 +39,8 @@ from fullyconv.losses import sample_patches
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
 from fullyconv.optim import class_weights, rate
-from fullyconv.sampling import (
-    DROPOUT,
-    Batch,
-    Positions,
-    Samples,
-    Transform,
-    View,
-    batches,
-    choose_crop,
-    evenly,
-    mix,
-    sizes,
-)
+from fullyconv.reading import Reader, default_workers, may_be_lost, most_workers
+from fullyconv.sampling import DROPOUT, Samples, Transform, View, choose_crop, evenly, mix, sizes
 from fullyconv.transforms import Tensors, TrainTransform
 
 SCORINGS, STEPS_APART = 20, 50
@@ -61,8 +49,6 @@ SAVE_AFTER_S = 600.0
 """A resume point is never older than this, where the settings do not say."""
 REMEMBER_BYTES = 1e9
 """Decoded pictures are kept in memory up to this, where the settings do not say."""
-WAITING, WATCHED = 0.1, 20
-"""More than this share of so many steps spent waiting for pictures calls for more processes that read them."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +87,8 @@ class State:
     """Whether the last scoring found one class everywhere."""
     first_loss: float | None = None
     smooth_loss: float | None = None
+    lost: dict[str, str] = field(default_factory=dict)
+    """Pictures that could not be read, by name: why."""
 
     def progress(self, budget: Budget) -> float:
         """Share of the budget that is spent, 0..1. Of a time, as much as the last scoring took is kept for the next."""
@@ -160,7 +148,8 @@ def fit(
 
     Raises:
         ConfigError: the settings do not fit the model, the data or the machine.
-        TrainingError: the loss is not finite, or has grown beyond return; what was saved last is kept.
+        TrainingError: the loss is not finite, or has grown beyond return; too many pictures cannot be read; nothing can
+            be written; memory is short; or another process of several has died. What was saved last is kept.
         KeyboardInterrupt: ``stop`` said so.
     """
     check_heads({name: head.classes for name, head in heads_of(model).items()}, train_data.classes, where="heads")
@@ -177,8 +166,7 @@ def fit(
 
     crop = resolve_crop(data, train_data)
     remember = _fit_memory(train_data, val_data) if data.remember is None else data.remember
-    workers = _default_workers(learner.device, decoded=remember) if data.workers is None else data.workers
-    most_workers = _most_workers(learner.device) if data.workers is None else workers
+    workers = default_workers(learner.device, decoded=remember) if data.workers is None else data.workers
     per_step = settings.pictures * settings.accumulate
     yield Said(
         f"{stage}: {len(train_data)} pictures, {crop if isinstance(crop, str) else f'crops of {crop[0]}x{crop[1]}'}, "
@@ -202,20 +190,26 @@ def fit(
     if settings.keep < 1:
         cells = cells_of(model)
         transform = Patches(transform, settings.keep, int(cells.stride), _first_pixel(cells), void)
-    samples = Samples(View(train_data, range(len(train_data)), remember=remember), transform, settings.seed)
-
-    def read(workers: int) -> Iterator[Batch]:
-        start, share = state.step * per_step, {"rank": learner.rank, "processes": learner.processes}
-        positions = Positions(start=start, batch=settings.pictures, **share)
-        return batches(samples, positions, workers=workers, void=void, fill=fill)
-
-    stream = read(workers)
+    pictures = View(train_data, range(len(train_data)), remember=remember)
+    reader = Reader(
+        Samples(pictures, transform, settings.seed, most=may_be_lost(len(train_data))),
+        learner,
+        stage=stage,
+        batch=settings.pictures,
+        accumulate=settings.accumulate,
+        workers=workers,
+        most_workers=most_workers(learner.device) if data.workers is None else workers,
+        void=void,
+        fill=fill,
+        step=state.step,
+        lost=state.lost,
+        stop=stop,
+    )
     if val_data is not None:
         drawn = evenly(len(val_data), settings.val_pictures)
         val_data = View(val_data, drawn[learner.rank :: learner.processes], remember=remember)
     watch = alarms.LossWatch(learner.guess, first=state.first_loss, smooth=state.smooth_loss)
     recent_s: deque[float] = deque(maxlen=20)
-    waits: deque[float] = deque(maxlen=WATCHED)
     settled = True  # no step is half done, and the weights are sound
     try:
         learner.train()
@@ -230,19 +224,17 @@ def fit(
                 break
 
             begun = time.monotonic()
-            with _serial():
-                held = list(islice(stream, settings.accumulate))
-            waited_s = time.monotonic() - begun
+            held = yield from reader.take(state.step)
             factor = rate(settings.schedule, progress=progress, step=state.step, warmup=settings.warmup)
             settled = False
             seed = mix(settings.seed, DROPOUT, state.step)
-            loss, pixels = learner.step(held, number=state.step, rate=factor, seed=seed)
+            with deterministic(settings.deterministic):
+                loss, pixels = learner.step(held, number=state.step, rate=factor, seed=seed)
             state.step += 1
             state.elapsed_s, stopped = learner.agree(time.monotonic() - started, stop())
             diverged = watch.diverged(loss)
             state.first_loss, state.smooth_loss = watch.first, watch.smooth
             recent_s.append(time.monotonic() - begun)
-            waits.append(waited_s / recent_s[-1])
             settled = not diverged
 
             spent = state.progress(budget)
@@ -257,7 +249,7 @@ def fit(
                 progress=spent,
                 seconds_left=state.elapsed_s * (1 - spent) / spent,
                 seconds=recent_s[-1],
-                seconds_waiting=waited_s,
+                seconds_waiting=reader.waited_s,
             )
             if state.step == 1 and not diverged:
                 if message := watch.bad_start():
@@ -270,25 +262,33 @@ def fit(
                 raise TrainingError(f"{stage}: {message}; {store.kept()}", step=state.step)
             if stopped:
                 raise KeyboardInterrupt(f"{stage}: stopped after step {state.step}; resume to go on from there")
-            if len(waits) == WATCHED and workers < most_workers and (waiting := sum(waits) / WATCHED) > WAITING:
-                workers = min(max(1, 2 * workers), most_workers)
-                stream = read(workers)
-                waits.clear()
-                yield Said(
-                    f"{stage}: {100 * waiting:.0f} % of the time went by waiting for pictures; {workers} "
-                    f"worker{'s' if workers > 1 else ''} from now on"
-                )
+            yield from reader.watch(state.step, recent_s[-1])
+        if summary := reader.summary():
+            yield Alarm(stage, state.step, "skipped", summary)
+        learner.wait()
     except (GeneratorExit, KeyboardInterrupt):
         if settled:
             list(store.save())
         raise
-    except RuntimeError:
-        if not (settled and stop()):
-            raise
-        # A signal to the whole group of processes has ended those that read pictures before it reached the loop.
-        list(store.save())
-        raise KeyboardInterrupt(f"{stage}: stopped after step {state.step}; resume to go on from there") from None
-    learner.wait()
+    except (FullyConvError, OSError, MemoryError, RuntimeError) as error:
+        if settled:
+            with suppress(CheckpointError):  # where that is what went wrong, it goes wrong again
+                list(store.save())
+        if reason := _outside(error, learner):
+            raise TrainingError(f"{stage}: {reason}; {store.kept()}", step=state.step) from None
+        raise
+
+
+def _outside(error: Exception, learner: Learner) -> str:
+    """The cause of an error that came from files, memory or other processes, and what to do; "" for others."""
+    if isinstance(error, CheckpointError | DatasetError | ImageError):
+        return str(error)
+    said = " ".join(str(error).split())[:200]
+    if out_of_memory(error):
+        return f"memory ran out ({said or type(error).__name__}); take a smaller --batch or --crop, or fewer --workers"
+    if learner.processes > 1 and isinstance(error, RuntimeError) and learner.lost_contact(error):
+        return f"process {learner.rank} of {learner.processes} goes no further, since another has ended ({said})"
+    return ""
 
 
 def _score(
@@ -315,14 +315,15 @@ def _score(
     if val_data is not None:
         learner.scored.eval()
         precision = "bf16" if learner.bf16 else "32"
-        found = evaluate(
-            learner.scored,
-            val_data,
-            strategy=choose,
-            device=str(learner.device),
-            precision=precision,
-            on_progress=interrupt,
-        )
+        with deterministic(learner.settings.deterministic):
+            found = evaluate(
+                learner.scored,
+                val_data,
+                strategy=choose,
+                device=str(learner.device),
+                precision=precision,
+                on_progress=interrupt,
+            )
         matrices = [ConfusionMatrix(m.classes, learner.sum(torch.from_numpy(m.counts)).cpu()) for m in found.values()]
         scores = {head: matrix.as_dict() for head, matrix in zip(found, matrices, strict=True)}
         mean_iu = sum(m.mean_iu for m in matrices) / len(matrices)
@@ -369,14 +370,18 @@ class _Store:
 
     def save(self) -> Iterator[Saved]:
         """Write a resume point, whole or not at all."""
-        self.saved, self.saved_at = self.state.step, time.monotonic()
-        if self.folder is not None and self.learner.rank == 0:
-            path = self.folder / "resume"
+        path = None if self.folder is None or self.learner.rank else self.folder / "resume"
+        if path is not None:
             checkpoint.save_state(path, self.learner.tensors(), asdict(self.state))
+        self.saved, self.saved_at = self.state.step, time.monotonic()
+        if path is not None:
             yield Saved(self.stage, self.state.step, path)
 
     def restore(self) -> None:
         """Go on from the resume point, where there is one."""
+        if self.folder is not None and self.learner.rank == 0:
+            checkpoint.tidy(self.folder)
+        self.learner.wait()
         if self.folder is not None and (self.folder / "resume").exists():
             tensors, values = checkpoint.load_state(self.folder / "resume")
             self.learner.restore(tensors)
@@ -395,9 +400,11 @@ class _Store:
 
     def kept(self) -> str:
         """What is left of a fit that failed, in words."""
-        if self.folder is None or not self.state.scored:
-            return "no model was kept, since none had been scored"
-        return f"the model of step {self.state.scored} is kept in {self.folder / 'last'}"
+        if self.folder is None:
+            return "nothing was kept, for want of a folder"
+        scored = self.state.scored
+        model = f"the model of step {scored} is kept in {self.folder / 'last'}" if scored else "no model was scored yet"
+        return f"{model}, resuming goes on after step {self.saved}" if self.saved else model
 
 
 @dataclass(frozen=True)
@@ -471,42 +478,21 @@ def check_heads(heads: Mapping[str, int], classes: Mapping[str, Classes], *, whe
         raise ConfigError(f"{where}: one head has over 255 classes and another has not; train them apart", where=where)
 
 
-def _default_workers(device: torch.device, *, decoded: bool) -> int:
-    """Processes that read pictures. Where the net computes on the same cores, they had better be few."""
-    cores = os.cpu_count() or 1
-    if device.type != "cpu":
-        return max(1, min(8, cores - 1))
-    return min(4, max(cores // 4, 0 if decoded else 1))
-
-
-def _most_workers(device: torch.device) -> int:
-    """How many there may be where pictures are waited for."""
-    cores = os.cpu_count() or 1
-    return cores if device.type == "cpu" else max(1, cores - 1)
-
-
-@contextmanager
-def _serial() -> Iterator[None]:
-    """One thread for torch, as in the processes that read.
-
-    Transforms are made of operations so small that threads wait for each other longer than they compute, by far where
-    other programs want the cores too.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _fit_memory(*data: SegmentationDataset | None) -> bool:
     """Whether all decoded pictures and labels take less than `REMEMBER_BYTES`."""
     total = 0.0
     for pictures in data:
         if pictures is not None and len(pictures):
             found = sizes(pictures, most=100)
-            first = pictures[0].image
-            bytes_per_pixel = first.nbytes / (first.shape[0] * first.shape[1]) + len(pictures.classes)
+            bytes_per_pixel = _bytes_per_pixel(pictures) + len(pictures.classes)
             total += len(pictures) * bytes_per_pixel * sum(h * w for h, w in found) / len(found)
     return total < REMEMBER_BYTES
+
+
+def _bytes_per_pixel(pictures: SegmentationDataset) -> float:
+    """Of the first picture that can be read."""
+    for index in range(len(pictures)):
+        with suppress(ImageError):
+            image = pictures[index].image
+            return float(image.nbytes / (image.shape[0] * image.shape[1]))
+    return 3.0

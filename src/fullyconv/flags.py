@@ -46,7 +46,7 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
         upsampling="learned" if options["learned_upsampling"] else "fixed",
     )
     budget = {name: options[name] for name in ("minutes", "epochs", "steps") if options[name] is not None}
-    plain = ("batch", "lr", "class_weights", "seed", "device", "precision")
+    plain = ("batch", "lr", "class_weights", "seed", "deterministic", "device", "precision")
     stage = {
         "name": name,
         "model": model,
@@ -112,7 +112,7 @@ def adjusted(recipe: Recipe, origin: Path, given: Mapping[str, Any]) -> Recipe:
     """
     data = {"data": "root", "dataset": "name", "workers": "workers"}
     budget = ("minutes", "epochs", "steps")
-    fit = (*budget, "seed", "device", "precision")
+    fit = (*budget, "seed", "deterministic", "device", "precision")
     settled = sorted(given.keys() - {*data, *fit, "weights", "out", "recipe", "resume", "no_check"})
     if settled:
         option = settled[0].removesuffix("_channels").replace("_", "-")

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 
 from fullyconv.config import Classes, voc_colour
-from fullyconv.errors import ImageError
+from fullyconv.errors import ImageError, LabelError
 
 Array = npt.NDArray[Any]
 UInt8 = npt.NDArray[np.uint8]
@@ -251,14 +251,14 @@ def label_channels(
     """
     if size is not None and values.shape[:2] != tuple(size):
         turned = " (its sides are swapped: one of the two is not upright)" if values.shape[1::-1] == tuple(size) else ""
-        raise ImageError(
+        raise LabelError(
             path, f"a label map of {_shape(values)} for a picture of {size[0]} x {size[1]} (height x width){turned}"
         )
     table = _lookup(classes)
     indices: Labels
     if values.ndim == 3:
         if table.ambiguous:
-            raise ImageError(
+            raise LabelError(
                 path, f"coloured, and the classes {table.ambiguous} have the same colour; give each its own"
             )
         codes = _pack(values)
@@ -271,7 +271,7 @@ def label_channels(
         known = table.known[ids] & inside
         indices = table.of_id[ids]
     if not known.all():
-        raise ImageError(path, _outside(values, known, classes))
+        raise LabelError(path, _outside(values, known, classes))
     return indices
 
 

@@ -152,6 +152,19 @@ class Learner:
         assert isinstance(total, Tensor)
         return total
 
+    def pooled(self, found: Mapping[str, str]) -> dict[str, str]:
+        """What all processes have found, in each of them."""
+        if self.processes == 1 or not int(self.sum(torch.tensor(len(found)))):
+            return dict(found)
+        everyone: list[dict[str, str]] = [{}] * self.processes
+        torch.distributed.all_gather_object(everyone, dict(found))
+        return {name: reason for one in everyone for name, reason in one.items()}
+
+    def lost_contact(self, error: RuntimeError) -> bool:
+        """Whether an error says that another process is no longer there."""
+        said = str(error).lower()
+        return isinstance(error, torch.distributed.DistBackendError) or "gloo" in said or "connection" in said
+
     def wait(self) -> None:
         """Until every process is here."""
         self._fabric.barrier()
@@ -163,7 +176,7 @@ class Learner:
             found |= {f"average.{name}": value for name, value in self.scored.state_dict().items()}
         for index, slots in self._optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
-        return found
+        return found | {f"class_weights.{head}": weights for head, weights in self._class_weights.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` gave.
@@ -175,6 +188,10 @@ class Learner:
         for prefix, module in own.items():
             given = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
             checkpoint.load_strictly(module, given, "the resume point")
+        # Counted anew, they would be others once a picture cannot be read.
+        for head in self._class_weights:
+            if (weights := tensors.get(f"class_weights.{head}")) is not None:
+                self._class_weights[head] = weights.to(self.device)
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,16 +37,31 @@ def write_json(path: str | PathLike[str], data: Any) -> Path:
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-        # Bytes of a file name that are no text come as lone surrogates, whose escapes JSON understands.
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        flush(beside)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with writing(path):
+        try:
+            text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+            # Bytes of a file name that are no text come as lone surrogates, whose escapes JSON understands.
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+            flush(beside)
+            beside.replace(path)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
     return path
+
+
+@contextmanager
+def writing(path: str | PathLike[str]) -> Iterator[None]:
+    """What goes wrong in here went wrong in writing ``path``.
+
+    Raises:
+        CheckpointError: the disk is full, the place read-only or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def flush(path: Path) -> None:

@@ -27,6 +27,7 @@ from fullyconv.datasets import SegmentationDataset, dataset
 from fullyconv.inference import Predictor
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
+from fullyconv.records import writing
 from fullyconv.runs import flat, read_log
 from fullyconv.sampling import View, evenly
 
@@ -345,9 +346,10 @@ def write_report(
         folded("Versions and command", settings_table(versions)),
     ]
     path, beside = run / "report.html", run / ".report.html"
-    # A file name need not be text; its other bytes are shown as escapes.
-    beside.write_text(page(f"{recipe.name}: report", sections), encoding="utf-8", errors="backslashreplace")
-    beside.replace(path)
+    with writing(path):
+        # A file name need not be text; its other bytes are shown as escapes.
+        beside.write_text(page(f"{recipe.name}: report", sections), encoding="utf-8", errors="backslashreplace")
+        beside.replace(path)
     return path
 
 

@@ -16,7 +16,8 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from fullyconv import __version__
-from fullyconv.checkpoint import load_state, read_json, write_json
+from fullyconv.checkpoint import load_state, read_json, remove, tidy, write_json
 from fullyconv.config import Config, Recipe
 from fullyconv.errors import ConfigError
 from fullyconv.events import Evaluated, Event, Step, as_json
+from fullyconv.records import flush, writing
 
 MAY_CHANGE = {"fit.device", "data.workers", "data.remember"}
 """Settings of a stage that may differ when a run is resumed: they say where to compute, not what."""
@@ -68,6 +70,10 @@ class Run:
             raise ConfigError(
                 f"{folder}: cannot be made a folder for the run: {error.strerror or error}; name another", where="out"
             ) from None
+        with writing(folder):
+            for place in (folder, *(folder / stage.name for stage in recipe.stages)):
+                tidy(place)
+        self._keep(read_log(folder))  # without half a line, to which the next would be glued
         if not self.resumed:
             write_json(path, recipe.model_dump(mode="json"))
         self._boards: dict[str, Any] = {}
@@ -81,22 +87,28 @@ class Run:
         write_json(path, {"started": started, **facts})
 
     def rewind(self, stage: str) -> None:
-        """Drop the events of a stage that are about to happen again, and half a line at the end."""
+        """Drop the events of a stage that are about to happen again."""
         resume = self.folder / stage / "resume"
         step = load_state(resume)[1]["step"] if resume.exists() else -1
+        self._keep([e for e in read_log(self.folder) if e.get("stage") != stage or e["step"] <= step])
+
+    def _keep(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Make these the log."""
         path = self.folder / "log.jsonl"
-        kept = [e for e in read_log(self.folder) if e.get("stage") != stage or e["step"] <= step]
         partial = path.with_name(".log.jsonl")
-        partial.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
-        partial.replace(path)
+        with writing(path):
+            partial.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+            partial.replace(path)
 
     def write(self, event: Event) -> None:
         """Append one event to the log, and its numbers to TensorBoard where that is installed."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **as_json(event)}
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "log.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if isinstance(event, Step | Evaluated) and find_spec("tensorboard"):
-            self._show(event)
+            with writing(self.folder / "tensorboard"):
+                self._show(event)
 
     def _show(self, event: Step | Evaluated) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -123,11 +135,14 @@ class Run:
         """Write a stage's scores, which marks it as done, and make ``model`` the run's; the resume point goes."""
         for name in ("model.safetensors", "config.json"):
             beside = self.folder / f".{name}"
-            shutil.copyfile(model / name, beside)
-            beside.replace(self.folder / name)
+            with writing(self.folder / name):
+                shutil.copyfile(model / name, beside)
+                flush(beside)
+                beside.replace(self.folder / name)
         write_json(self.folder / "results.json", results)
         write_json(self.folder / stage / "results.json", results)
-        shutil.rmtree(self.folder / stage / "resume", ignore_errors=True)
+        with writing(self.folder / stage):
+            remove(self.folder / stage / "resume")
 
     def close(self) -> None:
         """Flush what TensorBoard still holds."""
@@ -141,14 +156,20 @@ def holds_run(folder: Path) -> bool:
 
     A start that failed before, for want of weights say, leaves no run.
     """
-    return (folder / "recipe.json").exists() and any((*folder.glob("*/resume"), *folder.glob("*/last")))
+    # A process that is killed while it replaces one leaves it under another name for a moment.
+    learnt = (f"*/{name}" for name in ("resume", "last", ".resume.previous", ".last.previous"))
+    return (folder / "recipe.json").exists() and any(any(folder.glob(name)) for name in learnt)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run; a line that was cut off by a crash is left out."""
+    """The events of a run; lines that a crash or a full disk has cut off are left out."""
     path = folder / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    events = []
+    for line in lines:
+        with suppress(ValueError):
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict)]
 
 
 def command() -> str:

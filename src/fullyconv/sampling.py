@@ -3,11 +3,16 @@
 Position n of the stream stands for one picture of one epoch and for the random numbers of its transform, both
 computed from (seed, n) alone. So training that was interrupted goes on from a position, workers may read in
 any order, and several processes take turns along one stream.
+
+A picture that cannot be read when its turn comes is left out, and another is drawn for its position; which ones were
+left out, and why, goes with each batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,11 +24,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fullyconv.datasets.base import Sample, SegmentationDataset
+from fullyconv.errors import ImageError, LabelError
 from fullyconv.images import read_size
-from fullyconv.transforms import MEAN, collate
+from fullyconv.transforms import MEAN, Tensors, collate
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 """Images (B, C, H, W) uint8 or float32 and, for each head, labels (B, H, W) int64."""
+Lost = Mapping[str, str]
+"""Pictures that could not be read: the reason of each, by name."""
 Transform = Callable[[Sample, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -45,7 +53,7 @@ def mix(*numbers: int) -> int:
     return state >> 1
 
 
-ORDER, AUGMENT, DROPOUT, INITIAL = 1, 2, 3, 4
+ORDER, AUGMENT, DROPOUT, INITIAL, INSTEAD = 1, 2, 3, 4, 5
 """Purposes of `mix`, so that no two uses of chance share their numbers."""
 
 
@@ -72,16 +80,45 @@ class Stream:
         return int(self._order[place])
 
 
-class Samples(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Transformed samples by position in the stream."""
+class Samples(Dataset[tuple[Tensors | str, Lost]]):
+    """Transformed samples by position in the stream, each with the pictures that could not be read in its place.
 
-    def __init__(self, data: SegmentationDataset, transform: Transform, seed: int) -> None:
-        self.data, self.transform, self.seed = data, transform, seed
+    A text, which says why, stands for a sample that there is none of. A label map with an id outside its table is not
+    passed over: it is no damage, and all others may be as wrong.
+
+    Args:
+        data: what is read.
+        transform: what is done to it.
+        seed: of order and transforms, and of which picture stands in for one that cannot be read.
+        most: no other stands in once more pictures than these cannot be read.
+    """
+
+    def __init__(self, data: SegmentationDataset, transform: Transform, seed: int, *, most: int = 0) -> None:
+        self.data, self.transform, self.seed, self.most = data, transform, seed, most
         self.stream = Stream(len(data), seed)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __getitem__(self, position: int) -> tuple[Tensors | str, Lost]:
         generator = torch.Generator().manual_seed(mix(self.seed, AUGMENT, position))
-        return self.transform(self.data[self.stream[position]], generator)
+        lost: dict[str, str] = {}
+        for index in self._candidates(position):
+            try:
+                sample = self.data[index]
+            except LabelError as error:
+                return str(error), lost
+            except (ImageError, OSError) as error:
+                lost[self.data.names[index]] = str(error)
+                if len(lost) > self.most:
+                    break
+            else:
+                return self.transform(sample, generator), lost
+        return "no picture is left to learn from", lost
+
+    def _candidates(self, position: int) -> Iterator[int]:
+        """The picture whose turn it is, then the others in an order of this position's own."""
+        first = self.stream[position]
+        yield first
+        order = np.random.default_rng(mix(self.seed, INSTEAD, position)).permutation(len(self.data))
+        yield from (int(index) for index in order if index != first)
 
 
 class Positions(Sampler[list[int]]):
@@ -97,29 +134,70 @@ class Positions(Sampler[list[int]]):
             first += self.batch
 
 
+class WorkerDied(Exception):  # noqa: N818 - it reads as a sentence
+    """A process that reads pictures has died; the message says which and of what."""
+
+
 def batches(
     samples: Samples, positions: Positions, *, void: int, workers: int, fill: tuple[float, ...] = MEAN
-) -> Iterator[Batch]:
+) -> Iterator[tuple[Batch | str, Lost]]:
     """The batches at these positions, read ahead by ``workers`` processes (0: read where they are asked for).
 
-    Where sizes differ, labels are padded with ``void`` and pictures with ``fill``, a number for each channel.
+    Where sizes differ, labels are padded with ``void`` and pictures with ``fill``, a number for each channel. With each
+    batch come the pictures that could not be read for it; a text in its place says why there is none.
+
+    Raises:
+        WorkerDied: a process was killed; start anew from the first batch that is missing.
     """
     loader = DataLoader(
         samples,
         batch_sampler=positions,
         num_workers=workers,
-        collate_fn=partial(collate, void=void, fill=fill),
+        collate_fn=partial(_collate, void=void, fill=fill),
         worker_init_fn=_deaf,
         generator=torch.Generator(),  # else it draws from the user's
     )
-    return iter(loader)
+    if not workers or threading.current_thread() is not threading.main_thread():
+        return _watched(iter(loader))
+    # Torch would raise the death of a worker in the middle of whatever is computed, a half-done step for one. It is
+    # found just as well when its batch does not come.
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+    return _watched(iterator)
+
+
+def _watched(stream: Iterator[tuple[Batch | str, Lost]]) -> Iterator[tuple[Batch | str, Lost]]:
+    """A loader's batches, with one error for each of the ways in which the death of a worker shows."""
+    while True:
+        try:
+            batch = next(stream)
+        except (RuntimeError, OSError, EOFError) as error:
+            said = " ".join(str(error).split())
+            # What a worker has raised itself comes with its traceback; a connection that broke off does not.
+            broken = not isinstance(error, RuntimeError) and not said.startswith("Caught")
+            if broken or said.startswith("DataLoader worker (pid"):
+                raise WorkerDied(said or type(error).__name__) from None
+            raise
+        yield batch
+
+
+def _collate(
+    samples: Sequence[tuple[Tensors | str, Lost]], *, void: int, fill: tuple[float, ...]
+) -> tuple[Batch | str, Lost]:
+    lost = {name: reason for _, found in samples for name, reason in found.items()}
+    read: list[Tensors] = []
+    for tensors, _ in samples:
+        if isinstance(tensors, str):
+            return tensors, lost
+        read.append(tensors)
+    return collate(read, void=void, fill=fill), lost
 
 
 def _deaf(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; the one that trains saves its state and then ends the workers.
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class View:
@@ -135,19 +213,30 @@ class View:
         self.data, self.indices = data, tuple(indices)
         self.name, self.split, self.classes, self.notes = data.name, data.split, data.classes, data.notes
         self.names = [data.names[i] for i in self.indices]
-        self._kept: list[Sample] | None = None
+        self._kept: list[Sample | ImageError] | None = None
         if remember:
             with ThreadPoolExecutor() as pool:
-                self._kept = list(pool.map(data.__getitem__, self.indices))
+                self._kept = list(pool.map(partial(_sample, data), self.indices))
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.data[self.indices[index]] if self._kept is None else self._kept[index]
+        found = self.data[self.indices[index]] if self._kept is None else self._kept[index]
+        if isinstance(found, ImageError):
+            raise found
+        return found
 
     def paths(self, index: int) -> tuple[Path | None, ...]:
         return self.data.paths(self.indices[index])
+
+
+def _sample(data: SegmentationDataset, index: int) -> Sample | ImageError:
+    """A sample, or why it cannot be read."""
+    try:
+        return data[index]
+    except ImageError as error:
+        return error
 
 
 def evenly(length: int, most: int) -> list[int]:
@@ -162,15 +251,27 @@ def evenly(length: int, most: int) -> list[int]:
 
 
 def sizes(data: SegmentationDataset, *, most: int = 500) -> list[tuple[int, int]]:
-    """(height, width) of up to ``most`` of the pictures; files are opened but not decoded."""
+    """(height, width) of up to ``most`` of the pictures; files are opened but not decoded.
 
-    def size(index: int) -> tuple[int, int]:
+    Raises:
+        ImageError: none of them can be read; where some cannot, they are left out.
+    """
+
+    def size(index: int) -> tuple[int, int] | ImageError:
         path = data.paths(index)[0]
-        height, width = data[index].image.shape[:2] if path is None else read_size(path)
+        try:
+            height, width = data[index].image.shape[:2] if path is None else read_size(path)
+        except ImageError as error:
+            return error
         return height, width
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(size, evenly(len(data), most)))
+        found = list(pool.map(size, evenly(len(data), most)))
+    read = [pair for pair in found if not isinstance(pair, ImageError)]
+    for error in found if not read else ():
+        if isinstance(error, ImageError):
+            raise error
+    return read
 
 
 def choose_crop(found: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from fullyconv.devices import autocast, computes_bf16
 from fullyconv.engines import EngineName, Measured, Precision, Tuned
 from fullyconv.errors import ConfigError, FullyConvError
 from fullyconv.exporters import export, openvino
+from fullyconv.records import writing
 from fullyconv.runners import Driven, runner
 
 MOST_PICTURES = 16
@@ -137,7 +138,8 @@ def measure(
         candidates.append(_Candidate("openvino", "int8", "int8.xml"))
     rows = _race(folder, candidates, shown, size, rounds, on_progress)
     tuned = Tuned(identity, engines.machine(), size, said, allow_loss, tuple(rows))
-    place.mkdir(exist_ok=True)
+    with writing(place):
+        place.mkdir(exist_ok=True)
     checkpoint.write_json(place / "tuned.json", tuned.json())
     return tuned
 

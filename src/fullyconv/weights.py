@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import struct
 import zipfile
@@ -19,6 +20,7 @@ from torch import Tensor
 from fullyconv.caffe import CLASSIFIERS, classifier_of, read_layers
 from fullyconv.documents import parse_json
 from fullyconv.errors import CheckpointError
+from fullyconv.records import writing
 
 MAX_HEADER = 16 << 20
 """Bytes of a .safetensors header: a tensor takes about a hundred, so it is room for all that may be there."""
@@ -125,7 +127,13 @@ def input_of(path: str | PathLike[str]) -> str | None:
 
 
 def write_weights(path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors to a .safetensors file; they are made contiguous, and those that share storage are copied."""
+    """Write tensors to a .safetensors file, whole or not at all.
+
+    They are made contiguous, and those that share storage are copied.
+
+    Raises:
+        CheckpointError: the disk is full, the place read-only or the like.
+    """
     own, storages = {}, set[int]()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -135,11 +143,20 @@ def write_weights(path: str | PathLike[str], tensors: Mapping[str, Tensor], meta
         own[name] = tensor.clone() if shared else tensor
         storages.add(storage.data_ptr())
     path = Path(path)
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(own, path, metadata=dict(metadata))
-    # safetensors makes its files readable by their owner alone, whatever the umask says.
-    path.chmod(mode)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            beside.touch()
+            mode = beside.stat().st_mode
+            save_file(own, beside, metadata=dict(metadata))
+            # safetensors makes its files readable by their owner alone, whatever the umask says.
+            beside.chmod(mode)
+            beside.replace(path)
+    except SafetensorError as error:  # how it reports a full disk
+        raise CheckpointError(f"{path}: cannot be written: {error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, str]:

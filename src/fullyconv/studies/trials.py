@@ -23,6 +23,7 @@ from fullyconv.errors import ConfigError
 from fullyconv.events import Event, Said
 from fullyconv.lookup import lookup
 from fullyconv.model import FCN
+from fullyconv.records import writing
 from fullyconv.runs import read_log
 from fullyconv.studies.base import Row, Value
 from fullyconv.training import train
@@ -123,7 +124,8 @@ class Setup:
             return self.weights
         path = self.out / "nets" / "classifier.safetensors"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with writing(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
             classifier, accuracy = train_classifier(DRAWN, tell)
             tell(Said(f"classifier: {accuracy:.1%} of 400 pictures of single things right"))
             write_weights(path, classifier.state_dict(), {"made_by": "fullyconv study"})
