@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 BIN := .venv/bin
 
-.PHONY: demo bench test check format lock clean
+.PHONY: demo bench test coverage mutants check format lock clean
 
 # The story of the paper in one run: a classifier, its heat map, FCN-32s, 16s, 8s, and a report to look at.
 demo: .venv/ready
@@ -15,6 +15,18 @@ bench: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Branch coverage of src by the whole suite, subprocesses and workers too; a fifth slower than `make test`.
+coverage: .venv/ready
+	rm -rf runs/coverage
+	mkdir -p runs/coverage
+	$(BIN)/coverage run -m pytest -n 2 --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
+
+# Is any test red when the code is wrong? Writes docs/results/mutation.md; MUTANTS="geometry --sample 50" does less.
+mutants: .venv/ready
+	$(BIN)/python tests/mutation/run.py $(MUTANTS)
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -232,9 +232,10 @@ def test_void_in_the_prediction_is_allowed_only_where_the_truth_is_void() -> Non
     assert matrix.counts.sum() == 1
 
 
-def test_a_class_cannot_be_void() -> None:
-    with pytest.raises(ValueError, match="void: got 1, which is class 'cat'"):
-        ConfusionMatrix(NAMES).update(np.array([0]), np.array([0]), void=1)
+@pytest.mark.parametrize(("void", "name"), enumerate(NAMES))
+def test_a_class_cannot_be_void(void: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f"void: got {void}, which is class '{name}'"):
+        ConfusionMatrix(NAMES).update(np.array([0]), np.array([0]), void=void)
 
 
 def test_counts_of_different_classes_are_not_added() -> None:
