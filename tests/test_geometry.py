@@ -143,7 +143,7 @@ def test_a_transposed_convolution_puts_an_impulse_back_where_it_came_from(
 
 def test_layers_step_by_one_cell_and_pad_nothing_unless_told() -> None:
     grid = Grid(Fraction(2), Fraction(3), Fraction(5))
-    # A kernel of three cells is centred one cell on, transposed one cell back, and reaches a cell of 2 px further each way.
+    # Three cells of 2 px are centred one cell on, transposed one cell back, and reach a cell further each way.
     assert grid.conv(3) == Grid(Fraction(2), Fraction(5), Fraction(9))
     assert grid.deconv(3) == Grid(Fraction(2), Fraction(1), Fraction(9))
 

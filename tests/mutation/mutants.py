@@ -2,7 +2,7 @@
 
 Mutmut by itself leaves out what is decorated or stands outside functions, since it keeps all mutants in one module.
 Here each mutant is a file of its own, so that properties, fields and constants take their turn too. Annotations are
-left alone (``from __future__ import annotations`` never runs them), and so are decorators.
+left alone (``from __future__ import annotations`` never runs them), and so are decorators and ``__all__``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import libcst as cst
+import libcst.matchers as m
 from libcst.metadata import MetadataWrapper, PositionProvider
-from mutmut.mutation.file_mutation import deep_replace
+from mutmut.mutation.file_mutation import NEVER_MUTATE_FUNCTION_CALLS, deep_replace
 from mutmut.mutation.mutators import mutation_operators
 
 
@@ -48,11 +49,18 @@ class _Places(cst.CSTVisitor):
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.Annotation | cst.Decorator | cst.ImportFrom | cst.Import):
             return False
+        if isinstance(node, cst.Assign) and m.matches(node.targets[0].target, m.Name("__all__")):
+            return False
+        if m.matches(node, m.Call(func=m.Name())) and node.func.value in NEVER_MUTATE_FUNCTION_CALLS:
+            return False
         if isinstance(node, cst.SimpleStatementLine | cst.BaseCompoundStatement):
             place = self.get_metadata(PositionProvider, node)
             body = getattr(node, "body", None)
             inner = self.get_metadata(PositionProvider, body) if isinstance(body, cst.BaseSuite) else None
-            self.statement = (place.start.line, max(place.start.line, inner.start.line - 1) if inner else place.end.line)
+            self.statement = (
+                place.start.line,
+                max(place.start.line, inner.start.line - 1) if inner else place.end.line,
+            )
         for kind, operator in mutation_operators:
             if isinstance(node, kind):
                 self.found += [(self.statement, node, mutated) for mutated in operator(node)]
