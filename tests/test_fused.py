@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fullyconv
 from fullyconv import dense
 from fullyconv.geometry import Grid
 from fullyconv.upsample import Upsample
@@ -79,6 +80,7 @@ def test_kernels_compile_without_fused_sums_which_would_round_differently(tmp_pa
 
 def test_without_triton_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fullyconv.fused", None)
+    monkeypatch.delattr(fullyconv, "fused", raising=False)  # where another test has imported it
     dense._fused_on.cache_clear()
     assert dense._fused_on(torch.device("cuda")) is None
     dense._fused_on.cache_clear()

@@ -6,7 +6,7 @@ reach its lines, the quickest first, until one fails. What is written: ``docs/re
 
     python tests/mutation/run.py                     # all mutants of all modules
     python tests/mutation/run.py geometry dense --sample 200
-    python tests/mutation/run.py --survivors         # once more, those that survived last time
+    python tests/mutation/run.py --rest              # go on: those that survived last time or were not run
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ SOURCE = ROOT / "src" / "fullyconv"
 RESULTS = ROOT / "docs" / "results"
 # The tests that are there for a module; others would kill some mutants too, but later and by chance.
 TESTS = {
-    "geometry": ["geometry"],
-    "metrics": ["metrics"],
-    "checkpoint": ["checkpoint"],
-    "surgery": ["surgery", "taps"],
-    "edits": ["surgery"],
-    "postconditions": ["surgery"],
-    "dense": ["dense", "native"],
+    "geometry": ["test_geometry"],
+    "metrics": ["test_metrics"],
+    "checkpoint": ["test_checkpoint"],
+    "surgery": ["test_surgery", "test_taps"],
+    "edits": ["test_surgery"],
+    "postconditions": ["test_surgery"],
+    "dense": ["test_dense", "test_native", "test_fused", "fused_kernels"],
 }
+ALIVE = ("survived", "not reached")
 SLOWEST = 4.0
 """Seconds: a test that takes longer is left out, to a survivor's advantage."""
-LEFT_OUT = ["test_dense_equals_classifier_at_native_size", "the_wheel_is", "thousand_classes"]
+LEFT_OUT = ["test_dense_equals_classifier_at_native_size", "the_wheel_is", "compiler", "thousand_classes"]
 """Tests that take minutes together, as words in their names."""
 
 
@@ -140,14 +141,14 @@ def forked(work: Callable[[], Any], seconds: float, log: Path | None = None) -> 
 
 def run_tests(plugin: object, files: list[str]) -> int:
     options = ["-q", "-x", "--tb=no", "--timeout=120", "--rootdir", str(ROOT), "-o", "tmp_path_retention_policy=none"]
-    options += ["-k", " and ".join(f"not {words}" for words in LEFT_OUT)]
+    options += ["-m", "not slow", "-k", " and ".join(f"not {words}" for words in LEFT_OUT)]
     for plugin_name in ("pytest_timeout", "no:cacheprovider", "no:unraisableexception", "no:threadexception"):
         options += ["-p", plugin_name]
     return int(pytest.main([*options, *files], plugins=[plugin]))
 
 
 def test_files(name: str) -> list[str]:
-    return [str(ROOT / "tests" / f"test_{test}.py") for test in TESTS[name]]
+    return [str(ROOT / "tests" / f"{test}.py") for test in TESTS[name]]
 
 
 def reach(name: str) -> dict[str, Any]:
@@ -194,43 +195,54 @@ def tests_reaching(mutant: Mutant, found: dict[str, Any]) -> list[str]:
     return sorted(chosen, key=lambda test: (found["seconds"][test], test))
 
 
-def run_module(name: str, sample: int | None, seed: int, before: dict[str, Any] | None) -> dict[str, Any]:
+def run_module(name: str, sample: int | None, seed: int, before: dict[str, Any] | None) -> None:
     source = (SOURCE / f"{name}.py").read_text(encoding="utf-8")
     every = list(mutants(source))
-    chosen = every if sample is None or sample >= len(every) else random.Random(seed).sample(every, sample)
-    chosen.sort(key=lambda mutant: mutant.number)
+    # In random order, so that a run that is cut off is a sample.
+    chosen = random.Random(seed).sample(every, len(every))[:sample]
     verdicts: dict[str, str] = {}
     if before is not None:
         assert before["source"] == source_hash(source), f"{name} has changed since; run all of its mutants"
         verdicts = before["verdicts"]
-        chosen = [mutant for mutant in every if verdicts.get(str(mutant.number)) in ("survived", "not reached")]
     found = forked(lambda: reach(name), 3600, ROOT / "runs" / f"mutation-{name}.log")
     assert found is not None, f"the first run failed; see runs/mutation-{name}.log"
     warm(name, found["modules"])
-    for count, mutant in enumerate(chosen):
+
+    def keep() -> None:
+        alive = [mutant for mutant in every if verdicts.get(str(mutant.number)) in ALIVE]
+        survivors = [
+            {"number": m.number, "line": m.lines[0], "verdict": verdicts[str(m.number)], "change": m.change(source)}
+            for m in alive
+        ]
+        sampled = {} if len(verdicts) == len(every) else {"seed": seed}
+        counts = {"source": source_hash(source), "mutants": len(every), "run": len(verdicts), **sampled}
+        write(name, {**counts, "verdicts": verdicts, "survivors": survivors})
+
+    done = 0
+    for mutant in chosen:
+        if verdicts.get(str(mutant.number), "survived") not in ALIVE:
+            continue
         tests = tests_reaching(mutant, found)
         limit = 30 + 5 * sum(found["seconds"][test] for test in tests)
         text = mutant.source()
         verdict = forked(lambda text=text, tests=tests: judge(name, text, tests), limit) if tests else "not reached"
         verdicts[str(mutant.number)] = verdict or "time or memory"
-        if verdict in ("survived", "not reached"):
+        if verdict in ALIVE:
             print(f"{name} #{mutant.number} {verdict} ({len(tests)} tests)\n{mutant.change(source)}", flush=True)
-        elif count % 50 == 0:
-            print(f"{name}: {count} of {len(chosen)}", flush=True)
+        if (done := done + 1) % 100 == 0:
+            print(f"{name}: {len(verdicts)} of {len(every)}", flush=True)
+            keep()
     control = forked(lambda: judge(name, source, sorted(found["seconds"])), 3600)
     assert control == "survived", f"a test fails without any mutant, so nothing was shown: {control}"
-    alive = [mutant for mutant in every if verdicts.get(str(mutant.number)) in ("survived", "not reached")]
-    return {
-        "source": source_hash(source),
-        "mutants": len(every),
-        "run": len(verdicts),
-        "seed": seed if len(verdicts) < len(every) else None,
-        "verdicts": verdicts,
-        "survivors": [
-            {"number": m.number, "line": m.lines[0], "verdict": verdicts[str(m.number)], "change": m.change(source)}
-            for m in alive
-        ],
-    }
+    keep()
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    file = RESULTS / "mutation.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    results[name] = result
+    results = {known: results[known] for known in TESTS if known in results}
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def source_hash(source: str) -> str:
@@ -239,7 +251,7 @@ def source_hash(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
-def page(results: dict[str, Any], reasons: list[dict[str, str]]) -> str:
+def page(results: dict[str, Any], reasons: list[dict[str, Any]]) -> str:
     """The table, and the survivors with what is said about them."""
     lines = ["| module | mutants | run | killed | survived | killed, % |", "|---|---:|---:|---:|---:|---:|"]
     rows = [(f"`{name}`", r["mutants"], r["run"], len(r["survivors"])) for name, r in results.items()]
@@ -252,10 +264,8 @@ def page(results: dict[str, Any], reasons: list[dict[str, str]]) -> str:
         lines += ["", f"### Survivors in `{name}`", ""]
         by_reason: dict[str, list[dict[str, Any]]] = {}
         for survivor in result["survivors"]:
-            said = next(
-                (r["reason"] for r in reasons if r["module"] == name and r["change"].strip() == survivor["change"]),
-                "no reason given yet",
-            )
+            told = (r["reason"] for r in reasons if r["module"] == name and survivor["change"] in r["changes"])
+            said = next(told, "no reason is known yet")
             by_reason.setdefault(said, []).append(survivor)
         for reason, survivors in by_reason.items():
             lines += [f"{reason[0].upper()}{reason[1:]} ({len(survivors)}):", "", "```diff"]
@@ -269,11 +279,11 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(TESTS))
     parser.add_argument("--sample", type=int, help="so many mutants of each module, drawn by --seed; default: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--survivors", action="store_true", help="only those that survived last time")
+    parser.add_argument("--rest", action="store_true", help="only those that survived last time or have not been run")
     parser.add_argument("--page", action="store_true", help="run nothing, only write the page")
     options = parser.parse_args()
     os.chdir(ROOT)
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TRITON_INTERPRET": "1"}
     sys.dont_write_bytecode, sys.pycache_prefix = False, str(ROOT / "runs" / "pycache")
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
     (ROOT / "runs").mkdir(exist_ok=True)
@@ -285,40 +295,19 @@ def main() -> None:
     )
     hypothesis.settings.load_profile("mutants")
     file = RESULTS / "mutation.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
     for name in [] if options.page else options.modules or TESTS:
-        before = results.get(name) if options.survivors else None
-
+        before = json.loads(file.read_text()).get(name) if options.rest else None
         # In a process of its own, so that no module sees what another's tests have loaded.
-        def work(name: str = name, before: dict[str, Any] | None = before) -> dict[str, Any]:
-            return run_module(name, options.sample, options.seed, before)
-
-        results[name] = in_sight(work)
-        results = {known: results[known] for known in TESTS if known in results}
-        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    reasons = tomllib.loads((Path(__file__).parent / "survivors.toml").read_text(encoding="utf-8"))["survivor"]
-    (RESULTS / "mutation.md").write_text(page(results, reasons), encoding="utf-8")
-
-
-def in_sight(work: Callable[[], Any]) -> Any:
-    """As `forked`, without limits, printing."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with os.fdopen(writer, "wb") as out:
-                out.write(pickle.dumps(work()))
-        finally:
+        child = os.fork()
+        if child == 0:
+            run_module(name, options.sample, options.seed, before)
             sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as answer:
-        data = answer.read()
-    os.waitpid(child, 0)
-    if not data:
-        raise SystemExit("the run of a module failed; see above")
-    return pickle.loads(data)
+        if os.waitpid(child, 0)[1]:
+            raise SystemExit(f"the run of {name} failed; see above")
+    results = json.loads(file.read_text())
+    reasons = tomllib.loads((Path(__file__).parent / "survivors.toml").read_text(encoding="utf-8"))["reasons"]
+    (RESULTS / "mutation.md").write_text(page(results, reasons), encoding="utf-8")
 
 
 if __name__ == "__main__":
