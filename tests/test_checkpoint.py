@@ -67,7 +67,7 @@ def test_a_model_of_an_own_backbone_loads_with_it(tmp_path: Path, picture: torch
     model = build(config, backbone=net()).eval()
     save(model, tmp_path / "m")
     assert torch.equal(load(tmp_path / "m", backbone=net())(picture)["out"], model(picture)["out"])
-    with pytest.raises(CheckpointError, match="pass it as backbone="):
+    with pytest.raises(CheckpointError, match="; if the backbone is a net of your own, pass it as backbone=$"):
         load(tmp_path / "m")
 
 
@@ -288,6 +288,28 @@ def test_a_misfit_counts_what_is_missing_unexpected_and_reshaped_and_names_three
     assert torch.equal(layer.bias, before)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"weight": (3, 2)}, "1 missing (bias)"),
+        ({"weight": (3, 2), "bias": (3,), "more": (1,)}, "1 unexpected (more)"),
+        ({"weight": (3, 2), "bias": (2,)}, "1 of another shape (bias)"),
+    ],
+)
+def test_one_misfit_is_enough(sizes: dict[str, tuple[int, ...]], said: str) -> None:
+    tensors = {name: torch.zeros(size) for name, size in sizes.items()}
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_strictly(nn.Linear(2, 3), tensors, "a")
+    assert str(caught.value) == f"a: does not fit the model: {said}"
+
+
+def test_weights_of_another_model_are_refused_with_the_name_of_their_file(tmp_path: Path) -> None:
+    folder = without_hash(save(tiny(), tmp_path / "m"))
+    write_weights(folder / "model.safetensors", {"x": torch.zeros(1)}, {})
+    with pytest.raises(CheckpointError, match=r"m/model\.safetensors: does not fit the model: \d+ missing"):
+        load(folder)
+
+
 # Folders, whole or not at all
 
 
@@ -363,6 +385,32 @@ def test_where_the_new_folder_cannot_take_its_name_the_old_one_is_put_back(
         write_folder(place, put("new"))
     assert (place / "file").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_the_first_error_is_told_even_where_the_old_folder_cannot_be_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = write_folder(tmp_path / "m", put("old"))
+    rename = Path.rename
+    errors = iter(["the new one", "the old one"])
+
+    def fail(self: Path, target: Path) -> Path:
+        if self == place:
+            return rename(self, target)
+        raise OSError(5, next(errors))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(CheckpointError, match="the new one"):
+        write_folder(place, put("new"))
+    monkeypatch.undo()
+    assert (tmp_path / ".m.previous" / "file").read_text() == "old"
+
+
+def test_a_place_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file/m: cannot be written: ") as caught:
+        write_folder(tmp_path / "file" / "m", put("one"))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_older_folder_that_was_left_beside_gives_way(tmp_path: Path) -> None:

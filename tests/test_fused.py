@@ -13,7 +13,7 @@ import torch
 import fullyconv
 from fullyconv import dense
 from fullyconv.geometry import Grid
-from fullyconv.upsample import Upsample
+from fullyconv.upsample import Steps, Upsample
 
 KERNELS = Path(__file__).with_name("fused_kernels.py")
 
@@ -106,3 +106,26 @@ def test_what_kernels_fill_lies_where_the_scores_are(monkeypatch: pytest.MonkeyP
 
     axis = Axis.of(taps, 2, scores.device)
     assert {field.device.type for field in axis if isinstance(field, torch.Tensor)} == {"meta"}
+
+
+def test_kernels_are_given_the_axes_of_bilinear_upsampling_and_of_no_other() -> None:
+    pytest.importorskip("triton", reason="torch came without triton")
+    scores, lies = torch.zeros(1, 3, 2, 5), Grid().conv(4, stride=4)
+    upsample = Upsample(lies, Grid(), 3)
+    axes = dense._axes(scores, upsample, (8, 19))
+    assert axes is not None
+    for axis, cells, pixels in zip(axes, (2, 5), (8, 19), strict=True):
+        index, lower, upper = upsample.taps(cells, pixels)
+        assert axis.pixels == pixels
+        assert axis.gaps.shape == (cells + 2,)
+        assert axis.cell.equal(index)
+        assert axis.lower.equal(lower)
+        assert axis.upper.equal(upper)
+    # Made once for each size and device, and of use in training even where inference was first to ask.
+    with torch.inference_mode():
+        sent = dense._axis(upsample, 2, 9, torch.device("meta"))
+    assert sent is not None
+    assert sent is dense._axis(upsample, 2, 9, torch.device("meta"))
+    assert (sent.lower.device.type, sent.lower.is_inference()) == ("meta", False)
+    assert dense._axes(scores, Steps(lies, Grid(), 3), (8, 19)) is None
+    assert dense._axes(scores, Upsample(lies, Grid(), 3, kernel="learned"), (8, 19)) is None
