@@ -67,7 +67,7 @@ def test_a_model_of_an_own_backbone_loads_with_it(tmp_path: Path, picture: torch
     model = build(config, backbone=net()).eval()
     save(model, tmp_path / "m")
     assert torch.equal(load(tmp_path / "m", backbone=net())(picture)["out"], model(picture)["out"])
-    with pytest.raises(CheckpointError, match="; if the backbone is a net of your own, pass it as backbone=$"):
+    with pytest.raises(CheckpointError, match=r"; if the backbone is a net of your own, pass it as backbone=$"):
         load(tmp_path / "m")
 
 
