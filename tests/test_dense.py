@@ -516,6 +516,42 @@ def test_a_block_fits_the_cache_and_gives_every_thread_as_many_strips(
     assert dense._block_that_fits(torch.empty(1, 1, 1, 1).expand(1, pictures, classes, 1), width) == block
 
 
+def test_a_block_that_is_given_is_the_one_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: set[tuple[int, int]] = set()
+    spread_down = dense._Strip.spread_down
+
+    def watched(strip: dense._Strip, wide: Tensor) -> Tensor:
+        fine = spread_down(strip, wide)
+        made.add((fine.shape[0], fine.shape[3]))
+        return fine
+
+    monkeypatch.setattr(dense._Strip, "spread_down", watched)
+    scores, upsample = torch.randn(1, 3, 3, 4, requires_grad=True), Upsample(grid(4), Grid(), 3)
+    for compute in (dense.argmax, dense.probability, dense.entropy):
+        made.clear()
+        compute(scores.detach(), upsample, (12, 15), block=(4, 5))
+        assert made == {(4, 5)}
+    for reduction in ("mean", "image"):
+        made.clear()
+        labels = torch.zeros(1, 12, 15, dtype=torch.long)
+        dense.cross_entropy(scores, upsample, labels, void=VOID, reduction=reduction, block=(4, 5)).backward()
+        assert made == {(4, 5)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_half_precision_is_upsampled_in_single_block_by_block_and_beside_what_is_not_finite(
+    dtype: torch.dtype, value: float
+) -> None:
+    scores = torch.randn(1, 5, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scores[0, 2, 1, 1] = value
+    upsample = Upsample(grid(8), Grid(), 5)
+    half, single = (dense.probability(s, upsample, (32, 32), block=(5, 7)) for s in (scores, scores.float()))
+    assert half[0].equal(single[0])
+    assert half[1].dtype == torch.float32
+    torch.testing.assert_close(half[1], single[1], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize(("pictures", "classes", "block"), [(2, 21, (780, 512)), (1, 40000, (1, 512))])
 def test_on_a_device_a_block_is_512_wide_and_of_16_million_scores(
     pictures: int, classes: int, block: tuple[int, int]
