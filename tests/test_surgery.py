@@ -619,6 +619,7 @@ def test_a_plan_reads_as_a_list_of_edits_with_reasons() -> None:
 
 CONVOLVES = "(a linear layer on a map is a convolution whose kernel covers it)"
 CHANNELS = "(the entries of a vector are channels of a map)"
+DIFFERS = "follows the dropped pool and is not linear, so the mean of the scores differs from the classifier's"
 DROPPED = "(the pool is dropped, so that each position has its own score)"
 
 
@@ -641,8 +642,7 @@ DROPPED = "(the pool is dropped, so that each position has its own score)"
                 f"mean: mean -> removed {DROPPED}",
                 f"fc: Linear(8, 5) -> Conv2d(8, 5, 1x1) {CONVOLVES}",
                 f"softmax: softmax -> softmax over channels {CHANNELS}",
-                "note: 'softmax' follows the dropped pool and is not linear, so the mean of the scores differs from "
-                "the classifier's",
+                f"note: 'softmax' {DIFFERS}",
             ],
         ),
         (
