@@ -538,6 +538,23 @@ def test_a_block_that_is_given_is_the_one_that_is_made(monkeypatch: pytest.Monke
         assert made == {(4, 5)}
 
 
+def test_a_band_that_is_given_is_the_one_that_is_made_of_learned_upsampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    heights: list[int] = []
+    spread = dense._Band.spread
+
+    def watched(band: dense._Band, cells: Tensor, upsample: Upsample, width: int) -> Tensor:
+        fine = spread(band, cells, upsample, width)
+        heights.append(fine.shape[2])
+        return fine
+
+    monkeypatch.setattr(dense._Band, "spread", watched)
+    scores, upsample = torch.randn(1, 3, 3, 4), Upsample(grid(4), Grid(), 3, kernel="learned")
+    labels = torch.zeros(1, 12, 15, dtype=torch.long)
+    dense.cross_entropy(scores, upsample, labels, void=VOID, block=(5, 4))
+    assert heights == [5, 5, 2]
+    assert [band.shape[2] for band in dense.probabilities_bands(scores, upsample, (12, 15), rows=7)] == [7, 5]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
 def test_half_precision_is_upsampled_in_single_block_by_block_and_beside_what_is_not_finite(

@@ -271,6 +271,13 @@ POOLED: dict[str, Callable[[], nn.Module]] = {
     "torch.mean, kept axes": lambda: Net(lambda s, x: s.fc(torch.mean(x, (2, 3), keepdim=True).flatten(1))),
     "squeezed by axis": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1))),
     "squeezed at once": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze())),
+    "squeezed by functions": lambda: Net(
+        lambda s, x: s.fc(torch.squeeze(torch.squeeze(F.adaptive_avg_pool2d(x, 1), -1), -1))
+    ),
+    "squeezed, then flattened": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).flatten(1))),
+    "squeezed, viewed, reshaped": lambda: Net(
+        lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).view(x.size(0), -1).reshape(x.size(0), -1))
+    ),
     "indexed": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1)[:, :, 0, 0])),
     "fixed average pool": lambda: layers(nn.AvgPool2d(6), nn.Flatten(), nn.Linear(WIDTH, 5)),
     "pool as large as the map": lambda: Net(lambda s, x: s.fc(F.avg_pool2d(x, x.size()[2:]).view(x.size(0), -1))),
@@ -278,6 +285,9 @@ POOLED: dict[str, Callable[[], nn.Module]] = {
     "scored by a convolution": lambda: layers(nn.Conv2d(WIDTH, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     "last layer Identity": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity()),
     "two score layers": lambda: Net(lambda s, x: torch.cat([s.fc(x.mean((2, 3))), s.fc(x.mean((2, 3)))], -1)),
+    "two score layers by concat": lambda: Net(
+        lambda s, x: torch.concat([s.fc(x.mean((2, 3))), s.fc(x.mean((2, 3)))], dim=-1)
+    ),
     "float64": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(WIDTH, 5)).double(),
     "grey picture": lambda: Net(lambda s, x: s.fc(x.mean((2, 3))), channels=1),
     "four channels": lambda: Net(lambda s, x: s.fc(x.mean((2, 3))), channels=4),
@@ -518,6 +528,14 @@ class SizeOfPicture(Net):
         (
             layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 10), nn.Unflatten(1, (2, 5))),
             "expected",
+        ),
+        (
+            Net(lambda s, x: s.fc(x.flatten(1).narrow(1, 0, 100)), 100),
+            "'fc' has 100 inputs, not a multiple of the 6x6 cells of the map before it",
+        ),
+        (
+            Net(lambda s, x: s.fc(torch.cat([x.flatten(1), x.flatten(1)], 1)), 2 * WIDTH * CELLS),
+            "'cat' puts flattened maps of 6x6 cells one after the other",
         ),
         (layers(nn.Flatten(), nn.Linear(17, 5)), f"does not run on a {SIZE}x{SIZE} picture"),
     ],
