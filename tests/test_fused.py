@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import fullyconv
 from fullyconv import dense
 from fullyconv.geometry import Grid
-from fullyconv.upsample import Steps, Upsample
+from fullyconv.upsample import Nearest, Steps, Upsample
 
 KERNELS = Path(__file__).with_name("fused_kernels.py")
 
@@ -127,5 +128,7 @@ def test_kernels_are_given_the_axes_of_bilinear_upsampling_and_of_no_other() -> 
     assert sent is not None
     assert sent is dense._axis(upsample, 2, 9, torch.device("meta"))
     assert (sent.lower.device.type, sent.lower.is_inference()) == ("meta", False)
-    assert dense._axes(scores, Steps(lies, Grid(), 3), (8, 19)) is None
+    steps = Steps(lies, Grid(), 3)
+    assert dense._axes(scores, steps, (8, 19)) is None
+    assert dense._axes(scores, Nearest(steps, Fraction(1, 2)), (8, 19)) is None
     assert dense._axes(scores, Upsample(lies, Grid(), 3, kernel="learned"), (8, 19)) is None
