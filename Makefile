@@ -6,7 +6,7 @@ BIN := .venv/bin
 MINUTES ?= 40
 WEIGHTS ?= none
 
-.PHONY: demo bench model needs-camvid test check audit sbom fuzz format lock clean
+.PHONY: demo bench model needs-camvid test coverage mutants check audit sbom fuzz format lock clean
 
 # The story of the paper in one run: a classifier, its heat map, FCN-32s, 16s, 8s, and a report to look at.
 demo: .venv/ready
@@ -26,6 +26,19 @@ model: needs-camvid .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Branch coverage of src by the whole suite, subprocesses and workers too. What is timed runs longer while it is watched.
+TIMED := tests/test_cold_start.py::test_help_answers_within_a_third_of_a_second
+coverage: .venv/ready
+	rm -rf runs/coverage
+	mkdir -p runs/coverage
+	$(BIN)/coverage run -m pytest -n 2 --dist worksteal --deselect $(TIMED)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
+
+# Is any test red when the code is wrong? Writes docs/results/mutation.md; MUTANTS="geometry --sample 50" does less.
+mutants: .venv/ready
+	$(BIN)/python tests/mutation/run.py $(MUTANTS)
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -496,6 +496,111 @@ def test_no_tensor_of_the_size_of_full_resolution_logits_is_ever_made(what: str,
     assert 0 < largest < 2 * classes * size[0] * size[1] / share
 
 
+@pytest.mark.parametrize(
+    ("pictures", "classes", "width", "threads", "block"),
+    [
+        # 393,216 scores fit the cache: 585 columns of 21 classes in 32 rows, but 256 are enough; 500 halve evenly.
+        (1, 21, 500, 1, (32, 250)),
+        (1, 21, 500, 3, (32, 167)),  # two strips would leave a thread idle
+        # 12 columns of 1000 classes would be too narrow: at least 64, in eight strips of 63, and so 6 rows.
+        (1, 1000, 500, 1, (6, 63)),
+        (2, 500, 500, 1, (6, 63)),  # so with two pictures of half as many
+        (1, 10**6, 40, 2, (1, 32)),  # even where a single row is too much; no strip is narrower than 32
+        (1, 2, 20, 2, (32, 20)),  # unless the picture is
+    ],
+)
+def test_a_block_fits_the_cache_and_gives_every_thread_as_many_strips(
+    pictures: int, classes: int, width: int, threads: int, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert dense._block_that_fits(torch.empty(1, 1, 1, 1).expand(1, pictures, classes, 1), width) == block
+
+
+def test_a_block_that_is_given_is_the_one_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: set[tuple[int, int]] = set()
+    spread_down = dense._Strip.spread_down
+
+    def watched(strip: dense._Strip, wide: Tensor) -> Tensor:
+        fine = spread_down(strip, wide)
+        made.add((fine.shape[0], fine.shape[3]))
+        return fine
+
+    monkeypatch.setattr(dense._Strip, "spread_down", watched)
+    scores, upsample = torch.randn(1, 3, 3, 4, requires_grad=True), Upsample(grid(4), Grid(), 3)
+    for compute in (dense.argmax, dense.probability, dense.entropy):
+        made.clear()
+        compute(scores.detach(), upsample, (12, 15), block=(4, 5))
+        assert made == {(4, 5)}
+    for reduction in ("mean", "image"):
+        made.clear()
+        labels = torch.zeros(1, 12, 15, dtype=torch.long)
+        dense.cross_entropy(scores, upsample, labels, void=VOID, reduction=reduction, block=(4, 5)).backward()
+        assert made == {(4, 5)}
+
+
+def test_a_band_that_is_given_is_the_one_that_is_made_of_learned_upsampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    heights: list[int] = []
+    spread = dense._Band.spread
+
+    def watched(band: dense._Band, cells: Tensor, upsample: Upsample, width: int) -> Tensor:
+        fine = spread(band, cells, upsample, width)
+        heights.append(fine.shape[2])
+        return fine
+
+    monkeypatch.setattr(dense._Band, "spread", watched)
+    scores, upsample = torch.randn(1, 3, 3, 4), Upsample(grid(4), Grid(), 3, kernel="learned")
+    labels = torch.zeros(1, 12, 15, dtype=torch.long)
+    dense.cross_entropy(scores, upsample, labels, void=VOID, block=(5, 4))
+    assert heights == [5, 5, 2]
+    assert [band.shape[2] for band in dense.probabilities_bands(scores, upsample, (12, 15), rows=7)] == [7, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_half_precision_is_upsampled_in_single_block_by_block_and_beside_what_is_not_finite(
+    dtype: torch.dtype, value: float
+) -> None:
+    scores = torch.randn(1, 5, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scores[0, 2, 1, 1] = value
+    upsample = Upsample(grid(8), Grid(), 5)
+    half, single = (dense.probability(s, upsample, (32, 32), block=(5, 7)) for s in (scores, scores.float()))
+    assert half[0].equal(single[0])
+    assert half[1].dtype == torch.float32
+    torch.testing.assert_close(half[1], single[1], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("pictures", "classes", "block"), [(2, 21, (780, 512)), (1, 40000, (1, 512))])
+def test_on_a_device_a_block_is_512_wide_and_of_16_million_scores(
+    pictures: int, classes: int, block: tuple[int, int]
+) -> None:
+    assert dense._block_that_fits(torch.empty(3, pictures, classes, 5, device="meta"), 99) == block
+
+
+@pytest.mark.parametrize(
+    ("classes", "size", "heights"), [(16, (1100, 64), [1024, 76]), (300, (2, 4000), [1, 1]), (4096, (3, 128), [2, 1])]
+)
+def test_a_band_of_probabilities_is_of_a_million_or_one_row(
+    classes: int, size: tuple[int, int], heights: list[int]
+) -> None:
+    upsample = Upsample(grid(32), Grid(), classes)
+    bands = dense.probabilities_bands(torch.zeros(1, classes, 1, 1), upsample, size)
+    assert [band.shape[2] for band in bands] == heights
+
+
+@pytest.mark.parametrize(
+    ("pictures", "classes", "width", "rows"), [(1, 4, 1024, 1024), (2, 4, 1024, 512), (1, 2**12, 2**11, 4)]
+)
+def test_a_band_of_learned_upsampling_is_of_four_million_scores_or_one_cell(
+    pictures: int, classes: int, width: int, rows: int
+) -> None:
+    upsample = Upsample(grid(4), Grid(), 1, kernel="learned")
+    scores = torch.zeros(1, 1, 1, 1).expand(pictures, classes, 300, 1)
+    pixels = [band.pixels for band in dense._learned_cut(scores, upsample, (1200, width), None)]
+    assert pixels[0] == slice(0, rows)
+    assert [part.start for part in pixels[1:]] == [part.stop for part in pixels[:-1]]
+    assert pixels[-1].stop == 1200
+
+
 @pytest.mark.parametrize("all_void", [False, True])
 def test_the_mean_over_pictures_is_the_plain_one(all_void: bool) -> None:
     generator = torch.Generator().manual_seed(3)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
+import fullyconv
 from fullyconv import dense
 from fullyconv.geometry import Grid
-from fullyconv.upsample import Upsample
+from fullyconv.upsample import Nearest, Steps, Upsample
 
 KERNELS = Path(__file__).with_name("fused_kernels.py")
 
@@ -79,6 +81,7 @@ def test_kernels_compile_without_fused_sums_which_would_round_differently(tmp_pa
 
 def test_without_triton_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fullyconv.fused", None)
+    monkeypatch.delattr(fullyconv, "fused", raising=False)  # where another test has imported it
     dense._fused_on.cache_clear()
     assert dense._fused_on(torch.device("cuda")) is None
     dense._fused_on.cache_clear()
@@ -104,3 +107,28 @@ def test_what_kernels_fill_lies_where_the_scores_are(monkeypatch: pytest.MonkeyP
 
     axis = Axis.of(taps, 2, scores.device)
     assert {field.device.type for field in axis if isinstance(field, torch.Tensor)} == {"meta"}
+
+
+def test_kernels_are_given_the_axes_of_bilinear_upsampling_and_of_no_other() -> None:
+    pytest.importorskip("triton", reason="torch came without triton")
+    scores, lies = torch.zeros(1, 3, 2, 5), Grid().conv(4, stride=4)
+    upsample = Upsample(lies, Grid(), 3)
+    axes = dense._axes(scores, upsample, (8, 19))
+    assert axes is not None
+    for axis, cells, pixels in zip(axes, (2, 5), (8, 19), strict=True):
+        index, lower, upper = upsample.taps(cells, pixels)
+        assert axis.pixels == pixels
+        assert axis.gaps.shape == (cells + 2,)
+        assert axis.cell.equal(index)
+        assert axis.lower.equal(lower)
+        assert axis.upper.equal(upper)
+    # Made once for each size and device, and of use in training even where inference was first to ask.
+    with torch.inference_mode():
+        sent = dense._axis(upsample, 2, 9, torch.device("meta"))
+    assert sent is not None
+    assert sent is dense._axis(upsample, 2, 9, torch.device("meta"))
+    assert (sent.lower.device.type, sent.lower.is_inference()) == ("meta", False)
+    steps = Steps(lies, Grid(), 3)
+    assert dense._axes(scores, steps, (8, 19)) is None
+    assert dense._axes(scores, Nearest(steps, Fraction(1, 2)), (8, 19)) is None
+    assert dense._axes(scores, Upsample(lies, Grid(), 3, kernel="learned"), (8, 19)) is None

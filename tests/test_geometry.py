@@ -141,6 +141,13 @@ def test_a_transposed_convolution_puts_an_impulse_back_where_it_came_from(
     assert fine.field == coarse.field + 2 * max(distances)
 
 
+def test_layers_step_by_one_cell_and_pad_nothing_unless_told() -> None:
+    grid = Grid(Fraction(2), Fraction(3), Fraction(5))
+    # Three cells of 2 px are centred one cell on, transposed one cell back, and reach a cell further each way.
+    assert grid.conv(3) == Grid(Fraction(2), Fraction(5), Fraction(9))
+    assert grid.deconv(3) == Grid(Fraction(2), Fraction(1), Fraction(9))
+
+
 @given(kernel=st.integers(1, 9), stride=st.integers(1, 5), padding=st.integers(0, 4))
 def test_a_transposed_convolution_undoes_the_stride_and_offset_of_its_convolution(
     kernel: int, stride: int, padding: int

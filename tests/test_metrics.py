@@ -180,6 +180,12 @@ def test_void_may_be_negative_or_beyond_the_labels_type() -> None:
     assert matrix.counts.tolist() == [[2, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 
+def test_void_may_be_the_first_number_after_the_classes() -> None:
+    matrix = ConfusionMatrix(NAMES)
+    matrix.update(np.array([0, len(NAMES)]), np.array([0, 1]), void=len(NAMES))
+    assert matrix.counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
 @settings(max_examples=20)
 @given(labellings(), st.integers(1, 5))
 def test_counting_in_chunks_equals_counting_at_once(pair: tuple[np.ndarray, np.ndarray], chunk: int) -> None:
@@ -212,7 +218,7 @@ def test_more_than_255_classes_are_counted() -> None:
         ([0, 1], [True, False], "prediction: got bool; expected whole numbers"),
         ([0, 3, 3], [0, 1, 2], "truth: 2 pixels hold 3 or the like; expected 0..2, and 255 in the truth alone"),
         ([0, -1], [0, 1], "truth: 1 pixels hold -1"),
-        ([0, 1], [0, 255], "prediction: 1 pixels hold 255 or the like; expected 0..2"),
+        ([0, 1], [0, 255], "prediction: 1 pixels hold 255 or the like; expected 0..2, and 255 in the truth alone"),
         ([0, 1], [0, -1], "prediction: 1 pixels hold -1"),
     ],
 )
@@ -232,9 +238,10 @@ def test_void_in_the_prediction_is_allowed_only_where_the_truth_is_void() -> Non
     assert matrix.counts.sum() == 1
 
 
-def test_a_class_cannot_be_void() -> None:
-    with pytest.raises(ValueError, match="void: got 1, which is class 'cat'"):
-        ConfusionMatrix(NAMES).update(np.array([0]), np.array([0]), void=1)
+@pytest.mark.parametrize(("void", "name"), list(enumerate(NAMES)))
+def test_a_class_cannot_be_void(void: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f"void: got {void}, which is class '{name}'"):
+        ConfusionMatrix(NAMES).update(np.array([0]), np.array([0]), void=void)
 
 
 def test_counts_of_different_classes_are_not_added() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fullyconv.backbones import BACKBONES
 from fullyconv.edits import as_convolution
 from fullyconv.errors import SurgeryError
-from fullyconv.surgery import Plan, convolutionalize, plan
+from fullyconv.surgery import Plan, Pool, convolutionalize, plan
 from fullyconv.tracing import trace
 
 Forward = Callable[["Net", Tensor], Tensor]
@@ -271,6 +271,13 @@ POOLED: dict[str, Callable[[], nn.Module]] = {
     "torch.mean, kept axes": lambda: Net(lambda s, x: s.fc(torch.mean(x, (2, 3), keepdim=True).flatten(1))),
     "squeezed by axis": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1))),
     "squeezed at once": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze())),
+    "squeezed by functions": lambda: Net(
+        lambda s, x: s.fc(torch.squeeze(torch.squeeze(F.adaptive_avg_pool2d(x, 1), -1), -1))
+    ),
+    "squeezed, then flattened": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).flatten(1))),
+    "squeezed, viewed, reshaped": lambda: Net(
+        lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).view(x.size(0), -1).reshape(x.size(0), -1))
+    ),
     "indexed": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1)[:, :, 0, 0])),
     "fixed average pool": lambda: layers(nn.AvgPool2d(6), nn.Flatten(), nn.Linear(WIDTH, 5)),
     "pool as large as the map": lambda: Net(lambda s, x: s.fc(F.avg_pool2d(x, x.size()[2:]).view(x.size(0), -1))),
@@ -278,6 +285,9 @@ POOLED: dict[str, Callable[[], nn.Module]] = {
     "scored by a convolution": lambda: layers(nn.Conv2d(WIDTH, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     "last layer Identity": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity()),
     "two score layers": lambda: Net(lambda s, x: torch.cat([s.fc(x.mean((2, 3))), s.fc(x.mean((2, 3)))], -1)),
+    "two score layers by concat": lambda: Net(
+        lambda s, x: torch.concat([s.fc(x.mean((2, 3))), s.fc(x.mean((2, 3)))], dim=-1)
+    ),
     "float64": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(WIDTH, 5)).double(),
     "grey picture": lambda: Net(lambda s, x: s.fc(x.mean((2, 3))), channels=1),
     "four channels": lambda: Net(lambda s, x: s.fc(x.mean((2, 3))), channels=4),
@@ -519,6 +529,14 @@ class SizeOfPicture(Net):
             layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 10), nn.Unflatten(1, (2, 5))),
             "expected",
         ),
+        (
+            Net(lambda s, x: s.fc(x.flatten(1).narrow(1, 0, 100)), 100),
+            "'fc' has 100 inputs, not a multiple of the 6x6 cells of the map before it",
+        ),
+        (
+            Net(lambda s, x: s.fc(torch.cat([x.flatten(1), x.flatten(1)], 1)), 2 * WIDTH * CELLS),
+            "'cat' puts flattened maps of 6x6 cells one after the other",
+        ),
         (layers(nn.Flatten(), nn.Linear(17, 5)), f"does not run on a {SIZE}x{SIZE} picture"),
     ],
 )
@@ -615,6 +633,120 @@ def test_a_plan_reads_as_a_list_of_edits_with_reasons() -> None:
     assert "AlexNet at 224x224: 5 edits" in text
     assert "classifier.1: Linear(9216, 4096) -> Conv2d(256, 4096, 6x6) (a linear layer on a map is a conv" in text
     assert "avgpool: AdaptiveAvgPool2d(output_size=(6, 6)) -> removed (at native size it maps 6x6 to 6x6)" in text
+
+
+CONVOLVES = "(a linear layer on a map is a convolution whose kernel covers it)"
+CHANNELS = "(the entries of a vector are channels of a map)"
+DIFFERS = "follows the dropped pool and is not linear, so the mean of the scores differs from the classifier's"
+DROPPED = "(the pool is dropped, so that each position has its own score)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "pool", "edits"),
+    [
+        (
+            "one mean after the other",
+            "keep",
+            [
+                "mean: mean -> removed (the first step of 'mean_1')",
+                "mean_1: mean -> AvgPool2d(6x6, stride 1) (read at every position)",
+                f"fc: Linear(8, 5) -> Conv2d(8, 5, 1x1) {CONVOLVES}",
+            ],
+        ),
+        (
+            "softmax over axis 1",
+            "drop",
+            [
+                f"mean: mean -> removed {DROPPED}",
+                f"fc: Linear(8, 5) -> Conv2d(8, 5, 1x1) {CONVOLVES}",
+                f"softmax: softmax -> softmax over channels {CHANNELS}",
+                f"note: 'softmax' {DIFFERS}",
+            ],
+        ),
+        (
+            "two score layers",
+            "drop",
+            [
+                f"mean: mean -> removed {DROPPED}",
+                f"fc: Linear(8, 5) -> Conv2d(8, 5, 1x1) {CONVOLVES}",
+                f"mean_1: mean -> removed {DROPPED}",
+                f"fc: Linear(8, 5) -> Conv2d(8, 5, 1x1) {CONVOLVES}",
+                f"cat: cat -> cat over channels {CHANNELS}",
+            ],
+        ),
+        (
+            "sum, kept axes",
+            "keep",
+            [
+                "sum_1: sum -> AvgPool2d(6x6, stride 1, divisor 1) (read at every position)",
+                "flatten: flatten -> removed (the map stays a map)",
+                f"fc: Linear(8, 5) -> Conv2d(8, 5, 1x1) {CONVOLVES}",
+            ],
+        ),
+        (
+            "adaptive maximum to 3x3",
+            "keep",
+            [
+                "1: AdaptiveMaxPool2d(output_size=3) -> MaxPool2d(2x2, stride 2) (the same factor at every size)",
+                "2: Flatten(start_dim=1, end_dim=-1) -> removed (the map stays a map)",
+                f"3: Linear(72, 5) -> Conv2d(8, 5, 3x3) {CONVOLVES}",
+            ],
+        ),
+        (
+            "F.linear on a map",
+            "keep",
+            ["flatten: flatten -> removed (the map stays a map)", f"linear: linear -> Conv2d(8, 5, 6x6) {CONVOLVES}"],
+        ),
+        (
+            "squeezed by axis",
+            "keep",
+            [
+                "adaptive_avg_pool2d: adaptive_avg_pool2d -> AvgPool2d(6x6, stride 1) (read at every position)",
+                "squeeze: squeeze -> removed (the map stays a map)",
+                "squeeze_1: squeeze -> removed (the map stays a map)",
+                f"fc: Linear(8, 5) -> Conv2d(8, 5, 1x1) {CONVOLVES}",
+            ],
+        ),
+        (
+            "a module of one's own",
+            "keep",
+            ["view: view -> removed (the map stays a map)", f"2: Linear(288, 5) -> Conv2d(8, 5, 6x6) {CONVOLVES}"],
+        ),
+    ],
+)
+def test_a_plan_says_of_every_edit_what_becomes_of_it_and_why(kind: str, pool: Pool, edits: list[str]) -> None:
+    net = USERS[kind]()
+    first, *others = str(plan(net, image_size=SIZE, pool=pool)).splitlines()
+    count = sum(not edit.startswith("note") for edit in edits)
+    assert first == f"{type(net).__name__} at 27x27: {count} edits"
+    assert others == [f"  {edit}" for edit in edits]
+
+
+@pytest.mark.parametrize("kind", ["both pools, norms, dropout", "layer norm"])
+def test_norms_of_vectors_become_norms_of_maps(kind: str) -> None:
+    norm = next(edit for edit in plan(USERS[kind](), image_size=SIZE).edits if edit.kind == "norm")
+    assert norm.after == ("ChannelLayerNorm" if kind == "layer norm" else "BatchNorm2d")
+    assert norm.why == "the same numbers, at every position"
+
+
+@pytest.mark.parametrize(
+    ("kind", "features", "scores", "stride", "hidden"),
+    [
+        ("view", "trunk_3", "trunk_3", 4, False),  # the score layer itself covers the map
+        ("hidden layers", "_0_3", "_5", 4, True),
+        ("residual hidden layers", "_0_3", "_0_3", 4, False),  # behind a global pool they see one vector
+        ("adaptive maximum to 3x3", "_0_3", "_1", 8, False),  # two cells of four pixels
+        ("adaptive pool to 2x2", "_0_3", "_1", 12, False),
+        ("fixed pool to 2x2", "_1", "_1", 12, False),
+        ("scored by a convolution", "_1", "_0_3", 4, False),
+        ("last layer Identity", "_0_3", "_0_3", 4, False),
+    ],
+)
+def test_a_plan_knows_what_new_scores_would_read(
+    kind: str, features: str, scores: str, stride: int, hidden: bool
+) -> None:
+    made = plan(USERS[kind](), image_size=SIZE)
+    assert (made.features, made.scores, made.stride, made.hidden) == (features, scores, stride, hidden)
 
 
 def test_same_padding_keeps_every_cell_and_agrees_with_valid_inside() -> None:

@@ -522,7 +522,7 @@ class _Planner:
         if node in self.edits and self.edits[node].kind == "remove":
             return self._is_pool(node) not in ("maximum pool", "sum pool")
         affine = nn.Linear | nn.Conv2d | nn.Dropout | nn.BatchNorm1d | nn.BatchNorm2d | nn.Identity
-        names = {"cat", "add", "permute", "transpose"}
+        names = {"cat", "concat", "add", "permute", "transpose"}
         return isinstance(self._module(node), affine) or self._is_linear(node) or self._describe(node) in names
 
     def _skip_removed(self, node: torch.fx.Node) -> torch.fx.Node:
