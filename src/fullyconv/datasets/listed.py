@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fullyconv.config import Classes, ClassInfo, voc_colour
 from fullyconv.datasets.base import Sample
 from fullyconv.datasets.inputs import read_inputs
+from fullyconv.documents import read_text
 from fullyconv.errors import DatasetError
 from fullyconv.images import label_channels
 
@@ -121,12 +122,12 @@ def read_names(path: Path) -> list[str]:
         DatasetError: no such list, or an empty one.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         found = f"{path.parent} has {', '.join(beside[:8]) or 'no list'}"
         raise DatasetError(f"{path}: no such file; expected a list of names, one a line; {found}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as a list of names: {error}") from None
     names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
     if not names:
