@@ -138,3 +138,13 @@ def test_streets_as_they_are_fit_and_exchanged_or_moved_they_do_not(shared: Path
     wrong = dataclasses.replace(pairs[9], labels=np.where(pairs[9].labels < 10, pairs[9].labels + 1, pairs[9].labels))
     (finding,) = misfits.moved_in([*pairs[:9], wrong, *pairs[10:]], few.classes["out"])
     assert finding.files == (pairs[9].files[1],)
+
+
+def test_among_too_few_maps_a_moved_one_is_a_wrong_id_with_a_hint(tmp_path: Path) -> None:
+    root = planted.scenes(tmp_path / "data", train=4, val=2)
+    path = root / "labels/train/01.png"
+    planted.edit(path, lambda ids: np.where(ids == 255, 255, ids + 1))
+    planted.edit(path, lambda ids: np.where(np.arange(ids.size).reshape(ids.shape) < 9, 11, ids))
+    (found,) = (finding for finding in planted.found(root) if finding.severity == "error")
+    assert (found.kind, planted.below(root, found)) == ("label", ("labels/train/01.png",))
+    assert found.detail.endswith("are all ids of this map moved by one? The other maps are too few to tell")

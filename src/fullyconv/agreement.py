@@ -146,7 +146,7 @@ def _moved(labels: Integers, colours: Integers, of_colour: Floats, of_place: Flo
     there[~known | (there < 0) | (there >= void)] = void
     fit = of_colour[there, colours] + of_place[there, PLACES]
     gain = fit - of_colour[labels, colours] - of_place[labels, PLACES]
-    cells = max(np.count_nonzero(known), 1)
+    cells = max(int(np.count_nonzero(known)), 1)
     return float(gain.sum()) / cells, float(fit.sum()) / cells
 
 

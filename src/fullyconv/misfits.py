@@ -37,7 +37,9 @@ def reconsidered(bad: Sequence[Finding], data: SegmentationDataset, pairs: Seque
     table = next(iter(data.classes.values()))
     others = [finding for finding in bad if finding.kind not in ("shifted", "size")]
     moved = [finding for finding in bad if finding.kind == "shifted"]
-    return [*_all_moved(moved, data, pairs, table), *_of_each_others_size(bad), *others]
+    order = {finding.files[0]: i for i, finding in enumerate(bad)}
+    found = [*_all_moved(moved, data, pairs, table), *_of_each_others_size(bad), *others]
+    return sorted(found, key=lambda finding: order[finding.files[0]])
 
 
 def _all_moved(
