@@ -71,8 +71,9 @@ Json = Annotated[
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 done in part, 2 a user's error (one line on stderr), 130 Ctrl-C."""
+    before = None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us wants what Ctrl-C does
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us wants what Ctrl-C does
     try:
         app(args, prog_name="fullyconv")
     except FullyConvError as error:
@@ -85,6 +86,9 @@ def main(args: list[str] | None = None) -> None:
             raise
         print("fullyconv: error: memory ran out; give it more, or smaller pictures", file=sys.stderr)
         sys.exit(2)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _version(wanted: bool) -> None:
