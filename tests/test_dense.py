@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -214,6 +215,17 @@ def test_scores_of_ten_thousand_stay_finite_and_right() -> None:
     assert scores.grad is not None
     assert scores.grad[0, :, 1, 0].tolist() == [1, -1, 0]
     assert dense.probability(scores, Upsample(grid(1), Grid(), 3), (2, 2))[1].eq(1).all()
+
+
+def test_a_pixel_of_low_scores_beside_one_of_high_ones_keeps_its_loss() -> None:
+    # Two classes on two pixels: 10,000 the wrong way, and undecided far below.
+    scores = torch.tensor([[[[1e4, -1e4]], [[0.0, -1e4]]]], dtype=torch.float64)
+    labels, upsample = torch.tensor([[[1, 0]]]), Upsample(grid(1), Grid(), 2)
+    loss = dense.cross_entropy(scores, upsample, labels, void=VOID, reduction="sum")
+    assert loss.item() == pytest.approx(1e4 + math.log(2), rel=1e-12)
+    entropy, probability = dense.entropy(scores, upsample, (1, 2)), dense.probability(scores, upsample, (1, 2))[1]
+    assert entropy.flatten().tolist() == pytest.approx([0, math.log(2)])
+    assert probability.flatten().tolist() == [1, 0.5]
 
 
 def test_loss_and_gradient_do_not_depend_on_autocast() -> None:

@@ -55,7 +55,11 @@ def enliven(net: nn.Module, pictures: Tensor) -> None:
 
 def pictures_of(size: int, channels: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    blobs = F.interpolate(torch.randn(2, channels, 5, 5, generator=generator, dtype=dtype), size=size, mode="nearest")
+    blobs = F.interpolate(
+        torch.randn(2, channels, 5, 5, generator=generator, dtype=dtype),
+        size=size,
+        mode="nearest",
+    )
     return blobs * torch.tensor([1.0, 3.0], dtype=dtype).view(2, 1, 1, 1) + 0.2 * torch.randn(
         2, channels, size, size, generator=generator, dtype=dtype
     )
@@ -151,7 +155,10 @@ def test_families_that_no_table_names_pass_both_postconditions(name: str, size: 
 def test_transformers_are_refused_with_the_place_and_the_reason(name: str, place: str) -> None:
     with torch.device("meta"):
         net = torchvision.models.get_model(name, weights=None)
-    with pytest.raises(SurgeryError, match=r"not convolutional up to its classifier.*vision transformers") as caught:
+    with pytest.raises(
+        SurgeryError,
+        match=r"not convolutional up to its classifier.*vision transformers",
+    ) as caught:
         plan(net)
     assert place in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -178,7 +185,12 @@ class Net(nn.Module):
 
 
 def trunk(channels: int = 3) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, 6, 3, 2), nn.ReLU(inplace=True), nn.Conv2d(6, WIDTH, 3, 2), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3, 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, WIDTH, 3, 2),
+        nn.ReLU(),
+    )
 
 
 def layers(*head: nn.Module, channels: int = 3) -> nn.Module:
@@ -217,7 +229,11 @@ class LayerTwice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.conv, self.act = nn.Conv2d(3, WIDTH, 3, 2), nn.Conv2d(WIDTH, WIDTH, 1), nn.ReLU()
+        self.stem, self.conv, self.act = (
+            nn.Conv2d(3, WIDTH, 3, 2),
+            nn.Conv2d(WIDTH, WIDTH, 1),
+            nn.ReLU(),
+        )
         self.hidden, self.fc = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -310,14 +326,23 @@ POOLED_AND_NOT_LINEAR: dict[str, Callable[[], nn.Module]] = {
     ),
     "layer norm": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 5)),
     "layer norm without bias": lambda: layers(
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(WIDTH, bias=False), nn.Linear(WIDTH, 5)
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.LayerNorm(WIDTH, bias=False),
+        nn.Linear(WIDTH, 5),
     ),
     "log_softmax over the last axis": lambda: Net(lambda s, x: F.log_softmax(s.fc(x.mean((2, 3))), dim=-1)),
     "softmax over axis 1": lambda: Net(lambda s, x: torch.softmax(s.fc(x.mean((2, 3))), 1)),
     "softmax method": lambda: Net(lambda s, x: s.fc(x.mean((2, 3))).softmax(-1)),
     "LogSoftmax": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 5), nn.LogSoftmax(-1)),
     "residual hidden layers": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Residual(), nn.Linear(WIDTH, 5)),
-    "PReLU": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 6), nn.PReLU(6), nn.Linear(6, 5)),
+    "PReLU": lambda: layers(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(WIDTH, 6),
+        nn.PReLU(6),
+        nn.Linear(6, 5),
+    ),
     "power mean": lambda: PowerMean(lambda s, x: x),
     "fixed pool, then an activation": lambda: layers(nn.AvgPool2d(6), nn.Tanh(), nn.Flatten(), nn.Linear(WIDTH, 5)),
     "sum over two axes": lambda: Net(lambda s, x: s.fc(x.sum((2, 3)))),
@@ -345,6 +370,7 @@ FLATTENED: dict[str, Callable[[], nn.Module]] = {
         nn.Dropout(),
         nn.Linear(16, 5),
     ),
+    "one hidden layer": lambda: layers(nn.Flatten(), nn.Linear(WIDTH * CELLS, 16), nn.ReLU(), nn.Linear(16, 5)),
     "adaptive pool to 2x2": lambda: layers(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * WIDTH, 5)),
     "adaptive maximum to 3x3": lambda: layers(nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(9 * WIDTH, 5)),
     "adaptive pool to its own size": lambda: layers(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(36 * WIDTH, 5)),
@@ -369,7 +395,9 @@ def test_a_users_classifier_is_read_at_every_position(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", POOLED)
-def test_the_mean_of_scores_without_the_pool_is_the_classifiers_score(kind: str) -> None:
+def test_the_mean_of_scores_without_the_pool_is_the_classifiers_score(
+    kind: str,
+) -> None:
     net, channels = prepared(POOLED[kind])
     made = plan(net, image_size=SIZE, channels=channels, pool="drop")
     assert made.exact
@@ -382,7 +410,9 @@ def test_the_mean_of_scores_without_the_pool_is_the_classifiers_score(kind: str)
 
 
 @pytest.mark.parametrize("kind", POOLED_AND_NOT_LINEAR)
-def test_a_dropped_pool_before_something_not_linear_is_said_to_be_inexact(kind: str) -> None:
+def test_a_dropped_pool_before_something_not_linear_is_said_to_be_inexact(
+    kind: str,
+) -> None:
     net, _ = prepared(POOLED_AND_NOT_LINEAR[kind])
     made = plan(net, image_size=SIZE, pool="drop")
     assert not made.exact
@@ -396,12 +426,18 @@ def test_a_dropped_pool_before_something_not_linear_is_said_to_be_inexact(kind: 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_unpadded_stack_and_head_is_read_at_every_position(data: st.DataObject) -> None:
+def test_any_unpadded_stack_and_head_is_read_at_every_position(
+    data: st.DataObject,
+) -> None:
     stack: list[nn.Module] = []
     size, stride, width = 1, 1, 3
     drawn = data.draw(
         st.lists(
-            st.tuples(st.integers(1, 4), st.integers(1, 2), st.sampled_from(["conv", "max", "average"])),
+            st.tuples(
+                st.integers(1, 4),
+                st.integers(1, 2),
+                st.sampled_from(["conv", "max", "average"]),
+            ),
             min_size=1,
             max_size=4,
         )
@@ -421,9 +457,24 @@ def test_any_unpadded_stack_and_head_is_read_at_every_position(data: st.DataObje
         st.sampled_from(
             [
                 [nn.Flatten(), nn.Linear(width * cells**2, 3)],
-                [nn.Flatten(), nn.Linear(width * cells**2, 6), nn.Tanh(), nn.Linear(6, 3)],
-                [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, 3)],
-                [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(width, 3), nn.LayerNorm(3)],
+                [
+                    nn.Flatten(),
+                    nn.Linear(width * cells**2, 6),
+                    nn.Tanh(),
+                    nn.Linear(6, 3),
+                ],
+                [
+                    nn.AdaptiveAvgPool2d(1),
+                    nn.Flatten(),
+                    nn.BatchNorm1d(width),
+                    nn.Linear(width, 3),
+                ],
+                [
+                    nn.AdaptiveMaxPool2d(1),
+                    nn.Flatten(),
+                    nn.Linear(width, 3),
+                    nn.LayerNorm(3),
+                ],
             ]
         )
     )
@@ -499,15 +550,30 @@ class SizeOfPicture(Net):
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (layers(nn.Conv2d(WIDTH, 5, 1)), "ends in a map and is fully convolutional already"),
-        (Branches(lambda s, x: x), "Branches cannot be traced: .*expected a forward without control flow"),
+        (
+            layers(nn.Conv2d(WIDTH, 5, 1)),
+            "ends in a map and is fully convolutional already",
+        ),
+        (
+            Branches(lambda s, x: x),
+            "Branches cannot be traced: .*expected a forward without control flow",
+        ),
         (
             Net(lambda s, x: s.fc(x.std((2, 3)))),
             r"the last map is 'trunk.3', and what 'std' \(std\) makes of it is not",
         ),
-        (Net(lambda s, x: s.fc(x.permute(0, 2, 3, 1).flatten(1)), WIDTH * CELLS), "what 'permute'"),
-        (Scaled(lambda s, x: x), "'mul' works on vectors in a way that has no convolutional equal"),
-        (Dictionary(lambda s, x: x), "the net returns dict in evaluation mode; expected one tensor of scores"),
+        (
+            Net(lambda s, x: s.fc(x.permute(0, 2, 3, 1).flatten(1)), WIDTH * CELLS),
+            "what 'permute'",
+        ),
+        (
+            Scaled(lambda s, x: x),
+            "'mul' works on vectors in a way that has no convolutional equal",
+        ),
+        (
+            Dictionary(lambda s, x: x),
+            "the net returns dict in evaluation mode; expected one tensor of scores",
+        ),
         (SizeOfPicture(lambda s, x: x), r"a layer still works on the whole picture"),
         (
             layers(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(WIDTH * 16, 5)),
@@ -518,15 +584,31 @@ class SizeOfPicture(Net):
             r"'2' \(BatchNorm1d\) normalises a flattened map of 6x6 cells",
         ),
         (
-            layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.GroupNorm(2, WIDTH), nn.Linear(WIDTH, 5)),
+            layers(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.GroupNorm(2, WIDTH),
+                nn.Linear(WIDTH, 5),
+            ),
             r"'3' \(GroupNorm.*would mix the positions of a map",
         ),
         (
-            layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 10), nn.GLU(), nn.Linear(5, 5)),
+            layers(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(WIDTH, 10),
+                nn.GLU(),
+                nn.Linear(5, 5),
+            ),
             "'4' works on vectors",
         ),
         (
-            layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 10), nn.Unflatten(1, (2, 5))),
+            layers(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(WIDTH, 10),
+                nn.Unflatten(1, (2, 5)),
+            ),
             "expected",
         ),
         (
@@ -534,10 +616,16 @@ class SizeOfPicture(Net):
             "'fc' has 100 inputs, not a multiple of the 6x6 cells of the map before it",
         ),
         (
-            Net(lambda s, x: s.fc(torch.cat([x.flatten(1), x.flatten(1)], 1)), 2 * WIDTH * CELLS),
+            Net(
+                lambda s, x: s.fc(torch.cat([x.flatten(1), x.flatten(1)], 1)),
+                2 * WIDTH * CELLS,
+            ),
             "'cat' puts flattened maps of 6x6 cells one after the other",
         ),
-        (layers(nn.Flatten(), nn.Linear(17, 5)), f"does not run on a {SIZE}x{SIZE} picture"),
+        (
+            layers(nn.Flatten(), nn.Linear(17, 5)),
+            f"does not run on a {SIZE}x{SIZE} picture",
+        ),
     ],
 )
 def test_what_has_no_convolutional_equal_is_refused_in_one_line(
@@ -588,7 +676,10 @@ def test_the_dense_net_trains_as_the_classifier_did() -> None:
     assert all(p.grad is not None for p in dense.parameters())
 
 
-@pytest.mark.parametrize("sabotage", ["an edit is left out", "a maximum for an average", "another layer's kernel"])
+@pytest.mark.parametrize(
+    "sabotage",
+    ["an edit is left out", "a maximum for an average", "another layer's kernel"],
+)
 def test_a_plan_that_is_not_true_is_found_out(sabotage: str) -> None:
     net, _ = prepared(POOLED["mean over two axes"])
     made = plan(net, image_size=SIZE)
@@ -695,7 +786,10 @@ DROPPED = "(the pool is dropped, so that each position has its own score)"
         (
             "F.linear on a map",
             "keep",
-            ["flatten: flatten -> removed (the map stays a map)", f"linear: linear -> Conv2d(8, 5, 6x6) {CONVOLVES}"],
+            [
+                "flatten: flatten -> removed (the map stays a map)",
+                f"linear: linear -> Conv2d(8, 5, 6x6) {CONVOLVES}",
+            ],
         ),
         (
             "squeezed by axis",
@@ -710,7 +804,10 @@ DROPPED = "(the pool is dropped, so that each position has its own score)"
         (
             "a module of one's own",
             "keep",
-            ["view: view -> removed (the map stays a map)", f"2: Linear(288, 5) -> Conv2d(8, 5, 6x6) {CONVOLVES}"],
+            [
+                "view: view -> removed (the map stays a map)",
+                f"2: Linear(288, 5) -> Conv2d(8, 5, 6x6) {CONVOLVES}",
+            ],
         ),
     ],
 )
@@ -732,9 +829,22 @@ def test_norms_of_vectors_become_norms_of_maps(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "features", "scores", "stride", "hidden"),
     [
-        ("view", "trunk_3", "trunk_3", 4, False),  # the score layer itself covers the map
+        (
+            "view",
+            "trunk_3",
+            "trunk_3",
+            4,
+            False,
+        ),  # the score layer itself covers the map
         ("hidden layers", "_0_3", "_5", 4, True),
-        ("residual hidden layers", "_0_3", "_0_3", 4, False),  # behind a global pool they see one vector
+        ("one hidden layer", "_0_3", "_3", 4, True),
+        (
+            "residual hidden layers",
+            "_0_3",
+            "_0_3",
+            4,
+            False,
+        ),  # behind a global pool they see one vector
         ("adaptive maximum to 3x3", "_0_3", "_1", 8, False),  # two cells of four pixels
         ("adaptive pool to 2x2", "_0_3", "_1", 12, False),
         ("fixed pool to 2x2", "_1", "_1", 12, False),
@@ -746,7 +856,12 @@ def test_a_plan_knows_what_new_scores_would_read(
     kind: str, features: str, scores: str, stride: int, hidden: bool
 ) -> None:
     made = plan(USERS[kind](), image_size=SIZE)
-    assert (made.features, made.scores, made.stride, made.hidden) == (features, scores, stride, hidden)
+    assert (made.features, made.scores, made.stride, made.hidden) == (
+        features,
+        scores,
+        stride,
+        hidden,
+    )
 
 
 def test_same_padding_keeps_every_cell_and_agrees_with_valid_inside() -> None:
@@ -777,7 +892,11 @@ def test_tracing_leaves_the_training_flags_as_they_were() -> None:
 
 def test_frozen_layers_of_a_net_in_training_stay_frozen() -> None:
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5)
+        nn.Conv2d(3, 4, 3, 2, 1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 64, 5),
     ).train()
     net[1].eval()
     dense = plan(net, image_size=16).apply()
