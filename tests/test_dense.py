@@ -92,7 +92,9 @@ def test_argmax_in_blocks_equals_argmax_of_everything(case: Case) -> None:
 def test_probability_in_blocks_equals_softmax_of_everything(case: Case) -> None:
     logits = case.upsample(case.scores, case.size)
     labels, probability = dense.probability(case.scores, case.upsample, case.size, block=case.block)
-    assert labels.equal(dense.argmax(case.scores, case.upsample, case.size, block=case.block))
+    same = dense.argmax(case.scores, case.upsample, case.size, block=case.block)
+    assert labels.dtype == same.dtype
+    assert labels.equal(same)
     assert probability.dtype == torch.float32
     assert torch.allclose(probability, logits.softmax(1).amax(1).float(), rtol=1e-6)
 
@@ -513,6 +515,7 @@ def test_no_tensor_of_the_size_of_full_resolution_logits_is_ever_made(what: str,
     [
         # 393,216 scores fit the cache: 585 columns of 21 classes in 32 rows, but 256 are enough; 500 halve evenly.
         (1, 21, 500, 1, (32, 250)),
+        (1, 21, 513, 1, (32, 171)),  # one column more, and a strip more
         (1, 21, 500, 3, (32, 167)),  # two strips would leave a thread idle
         # 12 columns of 1000 classes would be too narrow: at least 64, in eight strips of 63, and so 6 rows.
         (1, 1000, 500, 1, (6, 63)),
