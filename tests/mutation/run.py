@@ -1,8 +1,8 @@
 """Does some test fail when the code is wrong? Mutants of the modules that everything rests on, one by one.
 
 Each mutant runs in a process forked from one that has all libraries loaded already, and meets only the tests that
-reach its lines, those that killed most first and then the quickest, until one fails. What is written: ``docs/results/mutation.json`` and
-``mutation.md``, with the reasons for survivors from ``survivors.toml``.
+reach its lines, those that killed most first and then the quickest, until one fails. What is written:
+``docs/results/mutation.json`` and ``mutation.md``, with the reasons for survivors from ``survivors.toml``.
 
     python tests/mutation/run.py                     # all mutants of all modules
     python tests/mutation/run.py geometry dense --sample 200
