@@ -616,6 +616,11 @@ def test_a_band_of_learned_upsampling_is_of_four_million_scores_or_one_cell(
     assert pixels[-1].stop == 1200
 
 
+def test_where_a_cell_is_no_whole_number_of_pixels_all_rows_are_one_band() -> None:
+    upsample = Nearest(Upsample(grid(3), Grid(), 1, kernel="learned"), Fraction(2))
+    assert list(dense._learned_cut(torch.zeros(1, 1, 4, 5), upsample, (6, 9), 2)) == [(slice(0, 6), slice(0, 4), 0)]
+
+
 @pytest.mark.parametrize("all_void", [False, True])
 def test_the_mean_over_pictures_is_the_plain_one(all_void: bool) -> None:
     generator = torch.Generator().manual_seed(3)
