@@ -300,6 +300,9 @@ POOLED: dict[str, Callable[[], nn.Module]] = {
     "pool as large as the map": lambda: Net(lambda s, x: s.fc(F.avg_pool2d(x, x.size()[2:]).view(x.size(0), -1))),
     "a forward that reads self.training": lambda: ReadsTraining(lambda s, x: x),
     "scored by a convolution": lambda: layers(nn.Conv2d(WIDTH, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "scored by a rectified convolution": lambda: layers(
+        nn.Conv2d(WIDTH, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ),
     "last layer Identity": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity()),
     "two score layers": lambda: Net(lambda s, x: torch.cat([s.fc(x.mean((2, 3))), s.fc(x.mean((2, 3)))], -1)),
     "two score layers by concat": lambda: Net(
@@ -618,7 +621,7 @@ class SizeOfPicture(Net):
         ),
         (
             Net(lambda s, x: s.fc((x.flatten(2).softmax(-1).reshape(x.shape) * x).mean((2, 3)))),
-            "Net is not convolutional up to its classifier: at 'flatten' a reshape takes the rows or columns of the map",
+            "Net is not convolutional up to its classifier: at 'flatten' a reshape takes the rows or columns of",
         ),
         (
             Net(lambda s, x: s.fc(x.mean((2, 3))).view(x.size(0), 5, 1, 1)),
@@ -865,6 +868,7 @@ def test_norms_of_vectors_become_norms_of_maps(kind: str) -> None:
         ("adaptive pool to 2x2", "_0_3", "_1", 12, False),
         ("fixed pool to 2x2", "_1", "_1", 12, False),
         ("scored by a convolution", "_1", "_0_3", 4, False),
+        ("scored by a rectified convolution", "_2", "_0_3", 4, False),
         ("last layer Identity", "_0_3", "_0_3", 4, False),
     ],
 )
