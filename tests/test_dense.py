@@ -92,7 +92,9 @@ def test_argmax_in_blocks_equals_argmax_of_everything(case: Case) -> None:
 def test_probability_in_blocks_equals_softmax_of_everything(case: Case) -> None:
     logits = case.upsample(case.scores, case.size)
     labels, probability = dense.probability(case.scores, case.upsample, case.size, block=case.block)
-    assert labels.equal(dense.argmax(case.scores, case.upsample, case.size, block=case.block))
+    same = dense.argmax(case.scores, case.upsample, case.size, block=case.block)
+    assert labels.dtype == same.dtype
+    assert labels.equal(same)
     assert probability.dtype == torch.float32
     assert torch.allclose(probability, logits.softmax(1).amax(1).float(), rtol=1e-6)
 
@@ -513,6 +515,7 @@ def test_no_tensor_of_the_size_of_full_resolution_logits_is_ever_made(what: str,
     [
         # 393,216 scores fit the cache: 585 columns of 21 classes in 32 rows, but 256 are enough; 500 halve evenly.
         (1, 21, 500, 1, (32, 250)),
+        (1, 21, 513, 1, (32, 171)),  # one column more, and a strip more
         (1, 21, 500, 3, (32, 167)),  # two strips would leave a thread idle
         # 12 columns of 1000 classes would be too narrow: at least 64, in eight strips of 63, and so 6 rows.
         (1, 1000, 500, 1, (6, 63)),
@@ -611,6 +614,11 @@ def test_a_band_of_learned_upsampling_is_of_four_million_scores_or_one_cell(
     assert pixels[0] == slice(0, rows)
     assert [part.start for part in pixels[1:]] == [part.stop for part in pixels[:-1]]
     assert pixels[-1].stop == 1200
+
+
+def test_where_a_cell_is_no_whole_number_of_pixels_all_rows_are_one_band() -> None:
+    upsample = Nearest(Upsample(grid(3), Grid(), 1, kernel="learned"), Fraction(2))
+    assert list(dense._learned_cut(torch.zeros(1, 1, 4, 5), upsample, (6, 9), 2)) == [(slice(0, 6), slice(0, 4), 0)]
 
 
 @pytest.mark.parametrize("all_void", [False, True])

@@ -294,11 +294,15 @@ POOLED: dict[str, Callable[[], nn.Module]] = {
     "squeezed, viewed, reshaped": lambda: Net(
         lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).view(x.size(0), -1).reshape(x.size(0), -1))
     ),
+    "indexed by axis": lambda: Net(lambda s, x: s.fc(x.mean((2, 3), keepdim=True)[..., 0][..., 0])),
     "indexed": lambda: Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1)[:, :, 0, 0])),
     "fixed average pool": lambda: layers(nn.AvgPool2d(6), nn.Flatten(), nn.Linear(WIDTH, 5)),
     "pool as large as the map": lambda: Net(lambda s, x: s.fc(F.avg_pool2d(x, x.size()[2:]).view(x.size(0), -1))),
     "a forward that reads self.training": lambda: ReadsTraining(lambda s, x: x),
     "scored by a convolution": lambda: layers(nn.Conv2d(WIDTH, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "scored by a rectified convolution": lambda: layers(
+        nn.Conv2d(WIDTH, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ),
     "last layer Identity": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity()),
     "two score layers": lambda: Net(lambda s, x: torch.cat([s.fc(x.mean((2, 3))), s.fc(x.mean((2, 3)))], -1)),
     "two score layers by concat": lambda: Net(
@@ -616,6 +620,14 @@ class SizeOfPicture(Net):
             "'fc' has 100 inputs, not a multiple of the 6x6 cells of the map before it",
         ),
         (
+            Net(lambda s, x: s.fc((x.flatten(2).softmax(-1).reshape(x.shape) * x).mean((2, 3)))),
+            "Net is not convolutional up to its classifier: at 'flatten' a reshape takes the rows or columns of",
+        ),
+        (
+            Net(lambda s, x: s.fc(x.mean((2, 3))).view(x.size(0), 5, 1, 1)),
+            r"'view' reshapes vectors \(5,\) to \(5, 1, 1\), which has no convolutional equal",
+        ),
+        (
             Net(
                 lambda s, x: s.fc(torch.cat([x.flatten(1), x.flatten(1)], 1)),
                 2 * WIDTH * CELLS,
@@ -638,6 +650,13 @@ def test_what_has_no_convolutional_equal_is_refused_in_one_line(
 
 
 # What surgery promises about itself
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_picture_of_other_channels_is_said_once(channels: int) -> None:
+    net = layers(nn.Flatten(), nn.Linear(WIDTH * CELLS, 5), channels=channels)
+    dense = convolutionalize(net, image_size=SIZE, channels=channels)
+    assert dense(torch.zeros(1, channels, SIZE, SIZE + 4)).shape == (1, 5, 1, 2)
 
 
 def test_the_input_is_never_touched() -> None:
@@ -720,7 +739,7 @@ def test_a_net_that_cannot_be_brought_to_life_is_refused() -> None:
 
 
 def test_a_plan_reads_as_a_list_of_edits_with_reasons() -> None:
-    text = str(plan(torchvision.models.alexnet(), image_size=224))
+    text = str(plan(torchvision.models.alexnet()))
     assert "AlexNet at 224x224: 5 edits" in text
     assert "classifier.1: Linear(9216, 4096) -> Conv2d(256, 4096, 6x6) (a linear layer on a map is a conv" in text
     assert "avgpool: AdaptiveAvgPool2d(output_size=(6, 6)) -> removed (at native size it maps 6x6 to 6x6)" in text
@@ -849,6 +868,7 @@ def test_norms_of_vectors_become_norms_of_maps(kind: str) -> None:
         ("adaptive pool to 2x2", "_0_3", "_1", 12, False),
         ("fixed pool to 2x2", "_1", "_1", 12, False),
         ("scored by a convolution", "_1", "_0_3", 4, False),
+        ("scored by a rectified convolution", "_2", "_0_3", 4, False),
         ("last layer Identity", "_0_3", "_0_3", 4, False),
     ],
 )
