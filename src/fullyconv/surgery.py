@@ -118,6 +118,7 @@ def convolutionalize(
 
     Raises:
         SurgeryError: there is no such point, or the result would not equal the classifier; says where and why.
+        AlignmentError: rows and columns of the last map lie differently on the picture.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 10))
@@ -133,6 +134,7 @@ def plan(net: nn.Module, *, image_size: int = 224, pool: Pool = "keep", channels
     Raises:
         SurgeryError: no point where a map becomes a vector, a layer that has no convolutional equal, or a net that
             cannot be traced or does not run at ``image_size``.
+        AlignmentError: rows and columns of the last map lie differently on the picture.
     """
     graph_module = trace(net)
     located = locate(graph_module, channels=channels, size=(image_size, image_size))
