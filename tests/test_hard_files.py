@@ -173,9 +173,7 @@ def test_check_finds_of_the_hard_files_those_that_the_table_says(
         write_labels(tmp_path / "labels/train" / f"{picture.stem}.png", np.zeros(size, np.uint8), CLASSES)
     data = open_folder(tmp_path)
     assert len(data) == len(HARD)
-    told = {
-        Path(f).stem: finding for finding in check(data).findings if finding.kind == "picture" for f in finding.files
-    }
+    told = {Path(file).stem: found for found in check(data).findings if found.kind == "corrupt" for file in found.files}
     for name, (_, _, _, expected) in HARD.items():
         finding = told.get(name.replace(".", "-"))
         if expected == "fine":

@@ -71,7 +71,7 @@ def test_tune_says_what_it_did() -> None:
 
 def with_int8(share: float, allow_loss: float | None) -> Tuned:
     """int8 the fastest by far, with labels that agree on this share of the pixels."""
-    rows = (Measured("openvino", "int8", 1.0, share, "int8.onnx"), Measured("openvino", "32", 2.0, 1.0, "trunk.onnx"))
+    rows = (Measured("openvino", "int8", 1.0, share, "int8.xml"), Measured("openvino", "32", 2.0, 1.0, "trunk.onnx"))
     return Tuned("", {}, (64, 64), "8 of photos", allow_loss, rows)
 
 
@@ -146,7 +146,7 @@ def test_the_command_is_never_silent_about_a_loss(
     assert chosen.split()[:2] == ["openvino", taken]
 
 
-@pytest.mark.parametrize(("allow_loss", "file"), [(None, "trunk.onnx"), (0.01, "trunk.onnx"), (0.03, "int8.onnx")])
+@pytest.mark.parametrize(("allow_loss", "file"), [(None, "trunk.onnx"), (0.01, "trunk.onnx"), (0.03, "int8.xml")])
 def test_predict_takes_int8_only_where_its_loss_was_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allow_loss: float | None, file: str
 ) -> None:
@@ -154,9 +154,9 @@ def test_predict_takes_int8_only_where_its_loss_was_allowed(
     folder = checkpoint.save(model, tmp_path / "model")
     identity, place = engines.identity(folder), folder / engines.FOLDER
     place.mkdir()
-    for name in ("trunk", "int8"):
-        (place / f"{name}.onnx").touch()
-        (place / f"{name}.json").write_text(json.dumps(trunk_info(model, identity).json()))
+    for name in ("trunk.onnx", "int8.xml"):
+        (place / name).touch()
+        (place / name).with_suffix(".json").write_text(json.dumps(trunk_info(model, identity).json()))
     tuned = replace(with_int8(0.98, allow_loss), model=identity, machine=engines.machine())
     (place / "tuned.json").write_text(json.dumps(tuned.json()))
     opened: list[str] = []

@@ -191,7 +191,8 @@ class Learner:
         # Counted anew, they would be others once a picture cannot be read.
         for head in self._class_weights:
             if (weights := tensors.get(f"class_weights.{head}")) is not None:
-                self._class_weights[head] = weights.to(self.device)
+                # A copy: products round by where numbers lie, and those of a file lie anywhere.
+                self._class_weights[head] = weights.to(self.device, copy=True)
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
