@@ -1,7 +1,8 @@
-"""What every test file shares: one thread a worker, and the real data where it is there."""
+"""What test files share: one thread a worker, the real data where it is there, and a folder to plant faults in."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the project's real data (../shared/data) is not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of generated scenes without a fault; only to be read."""
+    import planted
+
+    return planted.scenes(tmp_path_factory.mktemp("scenes") / "data")
+
+
+@pytest.fixture
+def root(sound: Path, tmp_path: Path) -> Path:
+    """A copy of it, to plant faults in."""
+    return Path(shutil.copytree(sound, tmp_path / "data"))

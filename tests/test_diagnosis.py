@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,16 +18,6 @@ from fullyconv.diagnosis import shift_of
 from fullyconv.findings import KINDS
 
 PICTURE, MAP = "images/train/03.png", "labels/train/03.png"
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted.scenes(tmp_path_factory.mktemp("scenes") / "data")
-
-
-@pytest.fixture
-def root(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "data"))
 
 
 def cut(path: Path) -> None:

@@ -18,17 +18,6 @@ from fullyconv.datasets.folder import open_folder
 from fullyconv.duplicates import WAVES, near_duplicates, waves
 from fullyconv.impressions import SIDE
 
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted.scenes(tmp_path_factory.mktemp("scenes") / "data")
-
-
-@pytest.fixture
-def root(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "data"))
-
-
 PICTURES = arrays(np.float32, (1, SIDE, SIDE), elements=st.floats(0, 255, width=32))
 
 

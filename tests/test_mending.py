@@ -25,11 +25,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return planted.scenes(tmp_path_factory.mktemp("scenes") / "data", train=12, val=6)
 
 
-@pytest.fixture
-def root(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "data"))
-
-
 def mended(root: Path, out: Path) -> Mended:
     return mend({split: open_folder(root, split=split) for split in ("train", "val")}, planted.look(root), out)
 

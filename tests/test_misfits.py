@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import numpy as np
 import planted
-import pytest
 from PIL import Image
 
 from fullyconv import agreement, misfits
@@ -16,16 +14,6 @@ from fullyconv.checking import check
 from fullyconv.datasets.folder import open_folder
 
 MAP = "labels/train/03.png"
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted.scenes(tmp_path_factory.mktemp("scenes") / "data")
-
-
-@pytest.fixture
-def root(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "data"))
 
 
 def test_a_map_whose_ids_are_moved_inside_the_table_is_found(root: Path) -> None:
