@@ -267,3 +267,22 @@ def test_a_split_is_learnt_and_scored_whole(tmp_path: Path) -> None:
     scenes = dataset("scenes", "count=9 size=32x32")
     assert overlap(scenes, scenes) is not None
     assert looked_through(scenes, dataset("scenes", "count=5 size=32x32", split="val")) is None
+
+
+def test_where_no_pair_can_be_read_nothing_is_said_of_classes(root: Path) -> None:
+    for path in (root / "labels").glob("*/*.png"):
+        path.write_bytes(b"")
+    found = check(open_folder(root)).findings
+    assert {finding.kind for finding in found} == {"corrupt"}
+
+
+@pytest.mark.parametrize("lonely", [1, 2])
+def test_files_without_a_partner_are_counted_in_plain_words(root: Path, lonely: int) -> None:
+    for number in range(lonely):
+        (root / f"labels/train/{number:02}.png").unlink()
+    (found,) = (finding for finding in check(open_folder(root)).findings if finding.kind == "unpaired")
+    said = [
+        "1 file has no partner of the same name and is left out: ",
+        "2 files have no partner of the same name and are ",
+    ]
+    assert found.detail.startswith(said[lonely - 1])

@@ -176,3 +176,9 @@ def test_what_is_wrong_is_counted_once() -> None:
     assert "more)" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"\(and 1 more\)"):
         Recipe.parse({"stages": [stage(lr=-1, batch=0)]})
+
+
+@pytest.mark.parametrize(("mean", "std"), [((1e308,), (1.0,)), ((0.0,), (1e7,)), ((-1e300,), (1.0,))])
+def test_a_preprocessing_beyond_any_picture_is_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"mean and std are those of numbers in 0..255 or so, got 1e\+"):
+        InputConfig.parse({"mean": mean, "std": std})

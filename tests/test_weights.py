@@ -176,3 +176,9 @@ def test_a_damaged_header_has_no_metadata(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"not a whole \.safetensors file"):
         read_metadata(tmp_path / "w.safetensors")
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"w.safetensors: not a regular file; expected weights"):
+        read_weights(tmp_path / "w.safetensors")

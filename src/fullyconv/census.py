@@ -81,7 +81,8 @@ def of_void(pairs: Sequence[Impression]) -> list[Finding]:
     bare = [pair for pair in pairs if not any(counts[:-1].any() for counts in pair.pixels.values())]
     if not bare:
         return []
-    detail = f"{len(bare)} pictures hold no labelled pixel, and teach nothing"
+    count = "1 picture holds" if len(bare) == 1 else f"{len(bare)} pictures hold"
+    detail = f"{count} no labelled pixel: nothing is learnt from that"
     return [Finding("void", "warning", tuple(pair.files[0] for pair in bare), detail)]
 
 

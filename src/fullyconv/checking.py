@@ -117,12 +117,14 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
             counts[head] += pair.pixels[head]
             shown[head] += pair.pixels[head][:-1] > 0
     found = misfits.reconsidered(bad, data, pairs)
-    for head in heads:
+    # Where no pair can be read, no class occurs, and that says nothing more.
+    for head in heads if pairs or not bad else ():
         said = counts[head][:-1], int(counts[head][-1]), shown[head]
         found += census.of_classes(head, data.classes[head], data.split, *said)
     if unpaired := tuple(str(path) for path in getattr(data, "unpaired", ())):
         named = ", ".join(unpaired[:5]) + (", ..." if unpaired[5:] else "")
-        said_of_them = f"{len(unpaired)} files have no partner of the same name and are left out: {named}"
+        have, are = ("1 file has", "is") if len(unpaired) == 1 else (f"{len(unpaired)} files have", "are")
+        said_of_them = f"{have} no partner of the same name and {are} left out: {named}"
         found.append(Finding("unpaired", "warning", unpaired, said_of_them))
     found += census.of_void(pairs) + census.of_sizes(pairs) + duplicates.duplicates(pairs)
     found += _of_forms(forms, data.classes)

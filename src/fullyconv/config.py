@@ -198,6 +198,8 @@ class InputConfig(Config):
             raise ValueError(f"mean has {len(self.mean)} channels and std {len(self.std)}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {min(self.std)}")
+        if (largest := max(map(abs, (*self.mean, *self.std)))) > 1e6:
+            raise ValueError(f"mean and std are those of numbers in 0..255 or so, got {largest:g}")
         return self
 
 

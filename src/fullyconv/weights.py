@@ -47,7 +47,8 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected weights (.safetensors, .pth or .caffemodel)")
+        found = "not a regular file" if path.exists() else "no such file"
+        raise CheckpointError(f"{path}: {found}; expected weights (.safetensors, .pth or .caffemodel)")
     if path.suffix == ".caffemodel":
         return _renamed(read_caffemodel(path))
     if path.suffix == ".safetensors":
