@@ -54,7 +54,7 @@ SCRIPTS = (
     Script("tail", 150, ("--rounds", "5"), ("--quick", "--rounds", "3")),
     Script("loss", 120),
     Script("training", 240, ("--rounds", "3"), peers=True),
-    Script("inference", 300, ("--rounds", "7"), ("--quick", "--rounds", "3"), peers=True),
+    Script("inference", 360, ("--rounds", "7"), ("--quick", "--rounds", "3"), peers=True),
     Script("agreement", 150, ("--rounds", "5"), peers=True),
     Script("growth", 120, ("--rounds", "3")),
     Script("tiled", 150, ("--size", "3000", "--rounds", "1"), ("--size", "2500", "--rounds", "1")),
