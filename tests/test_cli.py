@@ -264,6 +264,25 @@ def test_check_refuses_a_copy_inside_the_data_before_it_reads_them(run: Run, dat
     assert not (data / "mended").exists()
 
 
+@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize(("name", "reason"), [("none/found", "no folder"), (".", "is a folder")])
+def test_check_refuses_a_file_that_it_could_not_write_before_it_reads_the_data(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, name: str, reason: str
+) -> None:
+    monkeypatch.setattr("fullyconv.checking.check_splits", lambda *args, **options: pytest.fail("the data was read"))
+    code, _, error = run("check", data, option, tmp_path / name)
+    assert code == 2
+    assert f"{tmp_path / name}: " in error
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_a_study_refuses_a_file_that_it_could_not_write_before_it_begins(run: Run, tmp_path: Path) -> None:
+    code, said, error = run("study", "timing", "--json", tmp_path)
+    assert (code, said) == (2, "")
+    assert f"{tmp_path}: is a folder; expected the name of a file" in error
+
+
 def test_check_of_what_is_no_data_set_exits_with_2(run: Run, tmp_path: Path) -> None:
     code, out, err = run("check", tmp_path)
     assert (code, out) == (2, "")

@@ -17,6 +17,7 @@ import typer
 
 from fullyconv import __version__
 from fullyconv.errors import ConfigError, DatasetError, FullyConvError
+from fullyconv.study_cli import Json, writable
 from fullyconv.study_cli import app as study
 
 if TYPE_CHECKING:
@@ -63,9 +64,6 @@ StrategyName = Annotated[
 ]
 Tile = Annotated[
     int | None, typer.Option(min=1, metavar="PX", help="Side of a tile, without its halo.  [default: 1024]")
-]
-Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON, too; - for stdout.")
 ]
 
 
@@ -437,7 +435,9 @@ def check(
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a page of all that is wrong, with pictures and label maps."),
+        typer.Option(
+            metavar="FILE", callback=writable, help="Write a page of all that is wrong, with pictures and label maps."
+        ),
     ] = None,
     json: Json = None,
     backbone: Annotated[
@@ -870,9 +870,6 @@ def _write_json(path: Path | None, value: Any) -> None:
     if str(path) == "-":
         print(json.dumps(value, indent=2))
         return
-    from fullyconv.checkpoint import write_json
+    from fullyconv.records import write_json
 
-    try:
-        write_json(path, value)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}", where="json") from None
+    write_json(path, value)

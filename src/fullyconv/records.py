@@ -64,6 +64,24 @@ def writing(path: str | PathLike[str]) -> Iterator[None]:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Find out that a file could not be written before it is computed what would be.
+
+    Raises:
+        CheckpointError: it is a folder, its own folder is not there, or the rights for it are missing.
+    """
+    folder = path.parent
+    if path.is_dir():
+        found = "is a folder; expected the name of a file"
+    elif not folder.is_dir():
+        found = f"cannot be written: no folder {folder}"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        found = "cannot be written: no permission"
+    else:
+        return
+    raise CheckpointError(f"{path}: {found}")
+
+
 def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -71,8 +71,20 @@ Out = Annotated[
         help="Folder for NAME.json, NAME.md and NAME.png, and for the nets.  [default: runs/study-NAME]",
     ),
 ]
+
+
+def writable(path: Path | None) -> Path | None:
+    """A file to be written at the end; refused now if it cannot be, and not after all the work."""
+    if path is not None and str(path) != "-":
+        from fullyconv.records import refuse_unwritable
+
+        refuse_unwritable(path)
+    return path
+
+
 Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON, too; - for stdout.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=writable, help="Write the result as JSON, too; - for stdout."),
 ]
 
 Split = Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")]
