@@ -7,10 +7,11 @@ Everybody learns from the same pictures on the same machine and is scored by one
 own size (`fullyconv.metrics.ConfusionMatrix`). Who competes, and with which settings from which documentation, is in
 ``learning.py`` (ours) and ``peers.py``. Starting weights are only given to those that say ImageNet.
 
-First a pace is measured: all take turns, a step each, with all threads, and the median of several rounds counts; the
-pictures' transforms are part of a step. Then each has ``60 * minutes / pace`` steps, over which its schedule runs. So a
-result repeats, and does not depend on what else the machine does meanwhile; two may even train at a time. Scoring is
-outside the budget. What is scored is the last model, not the best on val, so val chooses nothing.
+First a pace is measured: a few take turns, a step each, with all threads, one of them in every group, and the median of
+several rounds counts; the pictures' transforms are part of a step. Then each has ``60 * minutes / pace`` steps, over
+which its schedule runs. So a result repeats, and does not depend on what else the machine does meanwhile; two may even
+train at a time. Scoring is outside the budget. What is scored is the last model, not the best on val, so val chooses
+nothing.
 
 The curve is scored on some pictures of val, drawn at even distances; the last score on all of it. Whoever has finished
 is kept in ``benchmarks/results/accuracy-NAME-MINUTESmin.json`` and not trained again. ``--table`` writes that file, a
@@ -51,6 +52,8 @@ POINTS = 6
 DRAWN = 34
 """Pictures of val that the points before the last are scored on."""
 PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "transformers", "ultralytics")
+TOGETHER = 4
+"""How many take turns; one of them alone, Ultralytics with 39 classes, holds 12 GB."""
 Found = dict[str, Any]
 
 
@@ -119,7 +122,7 @@ def learn(competitor: Competitor, task: Task, val: SegmentationDataset, pace: fl
 
 
 def measure(names: Sequence[str], task_of: Callable[[int], Task], known: Mapping[str, float], rounds: int) -> Found:
-    """Seconds a step of each, all taking turns.
+    """Seconds a step of each, `TOGETHER` of them taking turns, for all of them hold memory.
 
     Args:
         known: what was measured before. One of them runs along, so that the others are measured against it and not
@@ -128,14 +131,15 @@ def measure(names: Sequence[str], task_of: Callable[[int], Task], known: Mapping
     Example:
         If A was known to take 1 s and now takes 2, then B, which now takes 3, would have taken 1.5.
     """
-    reference = next(iter(known), None)
-    running = [*([] if reference is None else [reference]), *names]
-    task = task_of(1000)
-    makers = {name: partial(_stepper, name, task) for name in running}
-    threads = os.cpu_count() or 1
-    found = {n: t.median_ms / 1000 for n, t in take_turns(makers, threads=threads, rounds=rounds).items()}
-    factor = 1.0 if reference is None else known[reference] / found[reference]
-    return dict(known) | {name: factor * found[name] for name in names}
+    known, task, threads = dict(known), task_of(1000), os.cpu_count() or 1
+    for at in range(0, len(names), TOGETHER):
+        reference, group = next(iter(known), None), names[at : at + TOGETHER]
+        running = [*([] if reference is None else [reference]), *group]
+        makers = {name: partial(_stepper, name, task) for name in running}
+        found = {n: t.median_ms / 1000 for n, t in take_turns(makers, threads=threads, rounds=rounds).items()}
+        factor = 1.0 if reference is None else known[reference] / found[reference]
+        known |= {name: factor * found[name] for name in group}
+    return known
 
 
 def _stepper(name: str, task: Task) -> Callable[[], object]:

@@ -9,7 +9,7 @@ only hurt it here (padding beyond the picture), the better is taken.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from fullyconv import fitting
 from fullyconv.datasets import SegmentationDataset
 from fullyconv.devices import computes_bf16
 from fullyconv.events import Saved, Step
-from fullyconv.sampling import INITIAL, Batch, Positions, Samples, Transform, batches, mix, sizes
+from fullyconv.sampling import INITIAL, Positions, Samples, Transform, batches, mix, sizes
 from fullyconv.tuning import tune
 
 Labels = npt.NDArray[np.integer[Any]]
@@ -172,10 +172,13 @@ class Loop:
         self._done = 0
         samples = Samples(self.task.train, self.transform, self.task.seed)
         positions = Positions(start=0, batch=self.batch)
-        self._batches: Iterator[Batch] = batches(samples, positions, workers=0, void=self.task.void)
+        self._batches = batches(samples, positions, workers=0, void=self.task.void)
 
     def step(self) -> None:
-        images, labels = next(self._batches)
+        batch, lost = next(self._batches)
+        if isinstance(batch, str) or lost:
+            raise RuntimeError(f"pictures cannot be read: {batch if isinstance(batch, str) else dict(lost)}")
+        images, labels = batch
         factor = self.rate(min(self._done / self.task.steps, 1.0))
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from fullyconv.cli import app
 from fullyconv.datasets import dataset
+from fullyconv.transforms import TrainTransform
 from fullyconv.weights import read_weights
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -278,6 +279,9 @@ def test_a_pace_that_is_measured_later_is_put_beside_the_first(
     # The machine is half as fast as when a took a second.
     assert accuracy.measure(["b"], lambda steps: None, {"a": 1.0}, 1) == {"a": 1.0, "b": 1.5}
     assert asked == [["a", "b"], ["a", "b"]]
+    found = accuracy.measure([*"abcdef"], lambda steps: None, {}, 1)
+    assert found == dict.fromkeys("abcdef", 3.0) | {"a": 2.0}
+    assert asked[2:] == [[*"abcd"], [*"aef"]]
 
 
 def test_one_that_fails_or_dies_stops_no_other(scripts: dict[str, ModuleType]) -> None:
@@ -384,3 +388,34 @@ def test_ours_learns_what_the_command_learns(
     theirs, mine = read_weights(last), read_weights(ours.folder / "last" / "model.safetensors")
     assert theirs.keys() == mine.keys()
     assert all(torch.equal(theirs[name], mine[name]) for name in theirs)
+
+
+def test_a_loop_of_anybody_learns_from_the_pictures_and_labels_them_at_their_size(
+    scripts: dict[str, ModuleType], street: Path, tmp_path: Path
+) -> None:
+    learning = scripts["learning"]
+    train_data = dataset("folder", street, split="train")
+
+    def loop(transform: Callable[..., object]) -> object:
+        net = torch.nn.Conv2d(3, 2, 1)
+        task = learning.Task(street, train_data, None, "caffe", steps=30, every=1, seed=3, scratch=tmp_path)
+        return learning.Loop(
+            task,
+            net,
+            torch.optim.SGD(net.parameters(), lr=1.0),
+            transform,
+            batch=4,
+            loss=lambda output, labels: torch.nn.functional.cross_entropy(output, labels, ignore_index=255),
+            rate=lambda progress: 1 - progress,
+            settings={},
+        )
+
+    learns = loop(TrainTransform(SIZE, (1, 1), jitter=0, void=255, fill=(0, 0, 0)))
+    for _ in range(30):
+        learns.step()  # type: ignore[attr-defined]
+    sample = train_data[0]
+    # The right is brighter by 50 of 200, so single pixels tell a little and all together much.
+    right = learns.predictor()(sample.image) == sample.labels["out"]  # type: ignore[attr-defined]
+    assert right.shape == SIZE
+    assert right.mean() > 0.6
+    assert learns.optimizer.param_groups[0]["lr"] == pytest.approx(1 / 30)  # type: ignore[attr-defined]
