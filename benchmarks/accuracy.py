@@ -203,8 +203,8 @@ def rows(found: Found) -> list[str]:
     ended = {name: one for name, one in found["competitors"].items() if "scores" in one}
     order = sorted(ended, key=lambda name: -ended[name]["scores"]["mean_iu"])
     lines = [
-        "| | mean IU | pixel accuracy | parameters | seconds a step | steps | batch |",
-        "|---|---|---|---|---|---|---|",
+        "| | mean IU | pixel accuracy | parameters | seconds a step | steps | batch | precision |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in order:
         one, scores = ended[name], ended[name]["scores"]
@@ -212,10 +212,11 @@ def rows(found: Found) -> list[str]:
         batch = settings.get("batch") or settings.get("fit", settings.get("args", {})).get("batch")
         lines.append(
             f"| {name} | {100 * scores['mean_iu']:.1f} | {100 * scores['pixel_accuracy']:.1f} "
-            f"| {one['parameters'] / 1e6:.2f} M | {one['seconds_a_step']:.2f} | {one['steps']:,} | {batch} |"
+            f"| {one['parameters'] / 1e6:.2f} M | {one['seconds_a_step']:.2f} | {one['steps']:,} | {batch} "
+            f"| {settings.get('precision', '')} |"
         )
     lines += [
-        f"| {name} | {one['failed']} | | | | | |" for name, one in found["competitors"].items() if "failed" in one
+        f"| {name} | {one['failed']} | | | | | | |" for name, one in found["competitors"].items() if "failed" in one
     ]
     return lines
 
@@ -234,7 +235,10 @@ def page(found: Found, name: str) -> str:
             "",
             "Each has as many steps as fit into the minutes by the pace all showed in turns; the machine's load was",
             f"{found['pace_load']} as they began, and on a busy machine there are fewer steps for all.",
-            "The last model is scored, with no choice by val; settings and their sources are in the JSON beside this.",
+            "The last model is scored, so val chooses no model. But ours have defaults that were found on CamVid's val",
+            "(docs/results.md), and the others what their documentation says, which mostly starts from ImageNet's",
+            "weights; here only those that say ImageNet do. One seed: a point between two says little. Settings and",
+            "their sources are in the JSON beside this.",
             "",
             *rows(found),
             "",

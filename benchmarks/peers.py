@@ -47,8 +47,8 @@ def smp(task: Task, architecture: str, encoder: str, batch: int = 8) -> Loop:
             "augmentation": "as there: mirror, scale 0.5..1.5, shift, noise, perspective, colour, sharpness and blur",
             "loss": "Dice",
             "optimizer": f"Adam, rate {lr:g}, cosine to {lowest:g} over the budget",
-            "differs": ("" if batch == 32 else "batch 32 there; ")
-            + "Affine for ShiftScaleRotate, its name before; padding is void; pictures are divided by 255 "
+            "differs": ("" if batch == 32 else "batch 32 there; ") + "starts from ImageNet's weights there; "
+            "Affine for ShiftScaleRotate, its name before; padding is void; pictures are divided by 255 "
             "before mean and deviation",
         },
     )

@@ -22,6 +22,7 @@ from fullyconv.config import INPUTS, Classes, Recipe
 from fullyconv.datasets import Sample, dataset
 from fullyconv.errors import ConfigError, DatasetError, UnknownName
 from fullyconv.images import read_image
+from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import Preprocess
 from fullyconv.sampling import INITIAL, mix
 from fullyconv.studies import STUDIES, study, trials
@@ -118,9 +119,16 @@ def test_the_mask_is_nothing_to_the_net(name: str) -> None:
 
 
 def test_the_mean_without_background_leaves_it_out() -> None:
-    scores = {"mean_iu": 0.5, "per_class": {"ground": {"iu": 0.9}, "cat": {"iu": 0.1}, "dog": {"iu": None}}}
-    assert foreground_iu(scores, ["ground"]) == (pytest.approx(10.0), 50.0)
-    assert foreground_iu(scores, ["ground", "cat"]) == (None, 50.0)
+    # A cat's 10 pixels: 6 are found, 1 is called dog, 3 ground; and 2 of ground are called cat. No dog is there.
+    matrix = ConfusionMatrix(["ground", "cat", "dog"], [[88, 2, 0], [3, 6, 1], [0, 0, 0]])
+    assert foreground_iu(matrix, ["ground"]) == (pytest.approx(60.0), pytest.approx(50.0))
+    assert foreground_iu(matrix, ["ground", "cat"]) == (None, None)
+    dog = ConfusionMatrix(matrix.classes, matrix.counts + np.diag([0, 0, 4]))
+    assert foreground_iu(dog, ["ground"]) == (
+        pytest.approx(100 * (0.6 + 0.8) / 2),
+        pytest.approx(100 * (0.5 + 0.8) / 2),
+    )
+    assert foreground_iu(dog, []) == (pytest.approx(100 * np.mean(dog.iu)),) * 2
 
 
 # --- Depth ------------------------------------------------------------------------------------------------------------
@@ -469,7 +477,7 @@ def test_the_command_writes_what_it_prints(found: Any, tmp_path: Path, capfd: py
     assert all(name in said for name in ("FG-only", "84.8", "PAMI 2017, table 8", "mean IU without background"))
     written = json.loads((tmp_path / "m.json").read_text())
     assert written == json.loads((out / "masking.json").read_text())
-    assert [row["mean IU, %"] for row in written["rows"]] == [row.values[3] for row in result.rows]
+    assert [row["mean IU, %"] for row in written["rows"]] == [row.values[4] for row in result.rows]
     assert written["settings"]["background"] == ["ground", "ball"]
     assert (out / "masking.png").read_bytes().startswith(b"\x89PNG")
 

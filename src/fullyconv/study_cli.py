@@ -231,7 +231,8 @@ def momentum(
     "upper-bound",
     epilog="""\b
 Examples:
-  fullyconv study upper-bound --labels VOC2012/SegmentationClass --classes 21 --json upper-bound.json
+  fullyconv study upper-bound --data VOCdevkit --dataset voc --split seg11valid      the published row's pictures
+  fullyconv study upper-bound --labels LABELS --classes 21 --json upper-bound.json
   fullyconv study upper-bound --data CAMVID --split train""",
 )
 def upper_bound(

@@ -16,6 +16,7 @@ from fullyconv.errors import ConfigError
 from fullyconv.evaluation import evaluate
 from fullyconv.events import Event, Said
 from fullyconv.lookup import lookup
+from fullyconv.metrics import ConfusionMatrix
 from fullyconv.presets import fcn
 from fullyconv.studies.base import Column, Result, Row
 from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn, ordering
@@ -28,12 +29,16 @@ SHAPE = 255
 
 SOURCE = "PAMI 2017, table 8: VGG16, FCN-32s, PASCAL VOC, mean IU without background"
 PUBLISHED = (
-    Row("Reference", ("keep / keep", "keep / keep", 84.8, None), SOURCE),
-    Row("Reference-FG", ("keep / keep", "keep / mask", 81.0, None), SOURCE),
-    Row("Reference-BG", ("keep / keep", "mask / keep", 19.8, None), SOURCE),
-    Row("FG-only", ("keep / mask", "keep / mask", 76.1, None), SOURCE),
-    Row("BG-only", ("mask / keep", "mask / keep", 37.8, None), SOURCE),
-    Row("Shape", ("mask / mask", "mask / mask", 29.1, None), SOURCE),
+    Row("Reference", ("keep / keep", "keep / keep", 84.8, None, None), SOURCE),
+    Row("Reference-FG", ("keep / keep", "keep / mask", 81.0, None, None), SOURCE),
+    Row("Reference-BG", ("keep / keep", "mask / keep", 19.8, None, None), SOURCE),
+    Row("FG-only", ("keep / mask", "keep / mask", 76.1, None, None), SOURCE),
+    Row("BG-only", ("mask / keep", "mask / keep", 37.8, None, None), SOURCE),
+    Row("Shape", ("mask / mask", "mask / mask", 29.1, None, None), SOURCE),
+)
+METRIC = (
+    "The papers' rows stand where background in the truth does not count. They call it mean IU excluding background; "
+    "were such pixels counted, their FCN-32s, of 63.6 over all 21 classes, could not have 84.8."
 )
 MASKS: Mapping[Kept, str] = {
     "all": "keep / keep",
@@ -126,12 +131,21 @@ def mask_colour(input: InputConfig) -> tuple[int, ...]:
     return tuple(round(by_channel[channel]) for channel in "RGB")
 
 
-def foreground_iu(scores: Mapping[str, Any], background: Sequence[str]) -> tuple[float | None, float | None]:
-    """Mean IU in percent over the classes that are foreground and occur, and over all that occur."""
-    found = {name: one["iu"] for name, one in scores["per_class"].items() if one["iu"] is not None}
-    before = [iu for name, iu in found.items() if name not in background]
-    over_all = scores["mean_iu"]
-    return 100 * sum(before) / len(before) if before else None, None if over_all is None else 100 * over_all
+def foreground_iu(matrix: ConfusionMatrix, background: Sequence[str]) -> tuple[float | None, float | None]:
+    """Mean IU in percent over the classes that are foreground and occur: of foreground pixels alone, and of all pixels.
+
+    In the first, a thing that is called background is missed, but background that is called a thing does not count.
+
+    Example:
+        >>> foreground_iu(ConfusionMatrix(["ground", "cat"], [[2, 2], [1, 3]]), ["ground"])
+        (75.0, 50.0)
+    """
+    behind = np.isin(matrix.classes, list(background))
+    alone = ConfusionMatrix(matrix.classes, np.where(behind[:, None], 0, matrix.counts))
+    there = ~behind & (matrix.pixels > 0)
+    if not there.any():
+        return None, None
+    return 100 * float(alone.iu[there].mean()), 100 * float(matrix.iu[there].mean())
 
 
 def _quiet(event: Event) -> None: ...
@@ -181,23 +195,25 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
     }
     variants = [Variant(name, [Part(f"{coarse}s", model)], opener(kept)) for name, kept in trained.items()]
     learnt = {one.name: one for one in learn(setup, variants, on_event)}
-    scores = {name: (trained[name], trained[name], one.scores) for name, one in learnt.items()}
     reference = learnt["Reference"].model()
-    masked: dict[str, Kept] = {"Reference-FG": "foreground", "Reference-BG": "background"}
-    for name, kept in masked.items():
-        on_event(Said(f"{name}: the reference, scored on pictures of which the {kept} is left"))
-        matrices = evaluate(reference, Masked(val, kept, behind_channels, mask), device=setup.device)
-        scores[name] = ("all", kept, next(iter(matrices.values())).as_dict())
+    tests = {
+        "Reference": (reference, "all", "all"),
+        "Reference-FG": (reference, "all", "foreground"),
+        "Reference-BG": (reference, "all", "background"),
+        **{name: (learnt[name].model(), kept, kept) for name, kept in trained.items() if name != "Reference"},
+    }
     rows = []
-    for name in ("Reference", "Reference-FG", "Reference-BG", "FG-only", "BG-only", "Shape"):
-        train, test, found = scores[name]
-        rows.append(Row(name, (MASKS[train], MASKS[test], *foreground_iu(found, behind))))
+    for name, (net, train, test) in tests.items():
+        on_event(Said(f"{name}: scored on pictures of which is left: {test}"))
+        matrix = next(iter(evaluate(net, Masked(val, test, behind_channels, mask), device=setup.device).values()))
+        rows.append(Row(name, (MASKS[train], MASKS[test], *foreground_iu(matrix, behind), 100 * matrix.mean_iu)))
     return Result(
         study="masking",
         question="Do shapes alone suffice, or things without their surroundings?",
         columns=(
             Column("trained on FG / BG", ""),
             Column("tested on FG / BG", ""),
+            Column("mean IU of the foreground's pixels"),
             Column("mean IU without background"),
             Column("mean IU"),
         ),
@@ -219,11 +235,12 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
                 "what each cue tells depends on the classes, of which the papers' are 20 kinds of things; and the "
                 "budget is the same here for each net, far shorter than the papers'",
             ),
+            METRIC,
             f"Background: {', '.join(behind)}.",
             "The mask has the colour that becomes 0 in the net. Void pixels have it too.",
             "Where shape alone is left, the foreground is white.",
             "Labels mask the pictures that are scored as well: a row says what a cue holds, not how to find it.",
         ],
-        shown="mean IU without background",
+        shown="mean IU of the foreground's pixels",
         settings={"background": behind, "mask_rgb": list(mask)},
     )

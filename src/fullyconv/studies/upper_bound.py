@@ -204,7 +204,7 @@ def run(
     strides: Sequence[int] = STRIDES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
-    """The best mean IU that nets of these output strides could reach on label maps.
+    """About the best mean IU that nets of these output strides could reach on label maps.
 
     Args:
         maps: `LabelFiles`, or the `LabelsOf` a data set.
