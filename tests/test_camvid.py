@@ -11,7 +11,7 @@ import pytest
 from fullyconv.checking import check
 from fullyconv.datasets import dataset
 from fullyconv.datasets.camvid import CLASSES, ORIGINAL, open_camvid, split_of
-from fullyconv.errors import DatasetError
+from fullyconv.errors import DatasetError, LabelError
 
 TRAIN, VAL, TEST = ("0001TP_006690", "0006R0_f00930"), ("0016E5_07959",), ("Seq05VD_f00000",)
 
@@ -34,6 +34,39 @@ def test_the_full_frames_hold_colours_of_31_classes(tmp_path: Path) -> None:
     assert (len(ORIGINAL), len(ORIGINAL.entries), len({entry.colour for entry in ORIGINAL.entries})) == (31, 32, 32)
     assert [ORIGINAL.names[i] for i in (0, 17, 26, 30)] == ["Animal", "Road", "Tree", "Wall"]
     assert check(data).ok
+
+
+def test_the_full_frames_lie_beside_their_label_maps_as_the_archives_unpack(tmp_path: Path) -> None:
+    mini.camvid_full(tmp_path, [*TRAIN, *VAL])
+    apart = open_camvid(tmp_path)
+    for path in (tmp_path / "LabeledApproved_full").iterdir():
+        path.rename(tmp_path / path.name)
+    (tmp_path / "LabeledApproved_full").rmdir()
+    beside = open_camvid(tmp_path)
+    assert beside.names == apart.names == list(TRAIN)
+    assert beside.paths(0)[1] == tmp_path / f"{TRAIN[0]}_L.png"
+    assert np.array_equal(beside[0].labels["out"], mini.grid(0, 255, 30))
+    for path in tmp_path.glob("*_L.png"):
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"no CamVid; .*found 701_StillsRaw_full/"):
+        open_camvid(tmp_path)
+
+
+def test_a_few_colours_outside_the_table_are_void_and_many_are_refused(tmp_path: Path) -> None:
+    size = (20, 30)
+    labels = np.full((*size, 3), (128, 64, 128), np.uint8)
+    labels[3, 4], labels[5, 6] = (26, 26, 26), (77, 77, 0)
+    mini.put(tmp_path / f"701_StillsRaw_full/{TRAIN[0]}.png", np.zeros((*size, 3), np.uint8))
+    mini.put(path := tmp_path / f"LabeledApproved_full/{TRAIN[0]}_L.png", labels)
+    data = open_camvid(tmp_path)
+    found = data[0].labels["out"]
+    assert sorted(zip(*np.nonzero(found == 255), strict=True)) == [(3, 4), (5, 6)]
+    assert (found[found != 255] == ORIGINAL.names.index("Road")).all()
+    assert any("are void" in note for note in data.notes)
+    labels[:1] = (26, 26, 26)  # 32 of 600
+    mini.put(path, labels)
+    with pytest.raises(LabelError, match="colours outside the table"):
+        data[0]
 
 
 def test_the_full_frames_are_divided_by_sequence_as_segnet_divides_them(tmp_path: Path) -> None:

@@ -42,6 +42,14 @@ def test_splits_are_the_lists_and_trainval_is_both(root: Path) -> None:
     assert open_nyud(root, split="trainval").names == list(VAL)
 
 
+def test_lists_lie_where_the_download_puts_them_whatever_the_archive_unpacks_into(root: Path) -> None:
+    for name in ("train.txt", "val.txt", "test.txt"):
+        (root / "nyud").mkdir(exist_ok=True)
+        (root / name).rename(root / "nyud" / name)
+    assert open_nyud(root, split="trainval").names == [*TRAIN, *VAL]
+    assert open_nyud(root, split="test").names == list(TEST)
+
+
 def test_inputs_are_channels_in_the_order_asked_for(root: Path) -> None:
     colour, hha = mini.colours("5003"), mini.colours("5003")[::-1]
     fused = dataset("nyud", root, inputs=("color", "hha"))[0].image

@@ -65,6 +65,14 @@ def test_train_and_val_are_trainval_and_test_where_they_have_no_list(root: Path)
     assert open_siftflow(root, split="val").names == ["forest_b2"]
 
 
+def test_lists_lie_where_the_download_puts_them_whatever_the_archive_unpacks_into(root: Path) -> None:
+    for name in ("trainval.txt", "test.txt"):
+        (root / "SiftFlowDataset").mkdir(exist_ok=True)
+        (root / name).rename(root / "SiftFlowDataset" / name)
+    train, test = open_siftflow(root, split="train"), open_siftflow(root, split="test")
+    assert (train.names, test.names) == (["coast_a1", "forest_b2"], ["coast_natu975"])
+
+
 def test_labels_of_either_head_that_are_wrong_are_found(root: Path) -> None:
     data = open_siftflow(root)
     geometric = root / f"GeoLabels/{mini.SCENES}/coast_a1.mat"

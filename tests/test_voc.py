@@ -76,6 +76,13 @@ def test_seg11valid_is_val_without_what_sbd_trains_on(devkit: Path, place: str, 
     assert data[0].labels["out"].max() == 255
 
 
+@pytest.mark.parametrize("below", ["", "TrainVal/VOCdevkit", "TrainVal/VOCdevkit/VOC2011"])
+def test_sbd_is_found_beside_what_voc2011_unpacks_into(tmp_path: Path, below: str) -> None:
+    mini.voc(tmp_path / "TrainVal/VOCdevkit/VOC2011", val=VAL)
+    mini.names(tmp_path / "benchmark_RELEASE/dataset/train.txt", [VAL[1]])
+    assert open_voc(tmp_path / below, split="seg11valid").names == [VAL[0], VAL[2]]
+
+
 def test_a_list_of_that_name_goes_before_the_rule(devkit: Path) -> None:
     mini.sbd(devkit / "sbd", train=["2007_000042"])
     mini.names(devkit / "VOCdevkit/VOC2011/ImageSets/Segmentation/seg11valid.txt", ["2007_000042"])

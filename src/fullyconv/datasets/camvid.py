@@ -10,6 +10,10 @@ import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fullyconv.archives import Archive
 from fullyconv.config import Classes, ClassInfo
@@ -68,13 +72,18 @@ LabeledApproved_full/NAME_L.png""",
 )
 
 
+STRAY_SHARE = 0.01
+"""Of the pixels of a map, those at most that may have a colour outside the table and are then void."""
+
+
 def open_camvid(
     root: str | PathLike[str], *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
 ) -> Listed:
     """CamVid: SegNet's 11 classes (train/, trainannot/), or 31 in colours (701_StillsRaw_full/, LabeledApproved_full/).
 
     The full frames are divided as SegNet divides them, by sequence: val is 0016E5 from frame 7959 to 8159; test is
-    Seq05VD and 0001TP from frame 8550 on; train is the rest.
+    Seq05VD and 0001TP from frame 8550 on; train is the rest. Their label maps may also lie beside 701_StillsRaw_full/,
+    as the archive of the labels, which has no folder of its own, unpacks them.
 
     Args:
         root: the folder that holds these; or one that holds CamVid/, as SegNet's repository does, or its archive.
@@ -93,18 +102,43 @@ def open_camvid(
         maps = Maps(Files(folder / f"{split}annot", ".png"), read_values, CLASSES)
         notes = [f"CamVid, SegNet's 11 classes: {folder}"]
         return Listed("camvid", split, below(folder / split, ".png"), {"color": pictures}, {"out": maps}, notes)
-    if (folder := find(candidates, "701_StillsRaw_full", "LabeledApproved_full")) is not None:
+    if (folder := find(candidates, "701_StillsRaw_full")) is not None and (labels := _labels_of(folder)) is not None:
         pictures = Files(folder / "701_StillsRaw_full", ".png")
-        maps = Maps(Files(folder / "LabeledApproved_full", "_L.png"), read_values, ORIGINAL)
+        maps = Maps(Files(labels, "_L.png"), read_colours, ORIGINAL)
         names = [name for name in below(pictures.folder, ".png") if split_of(name) == split]
         if not names:
             raise DatasetError(f"{pictures.folder}: no frame of {split!r}; expected split train, val or test")
-        notes = [f"CamVid, the full frames in 31 classes, divided as SegNet's: {folder}"]
+        notes = [
+            f"CamVid, the full frames in 31 classes, divided as SegNet's: {folder}",
+            f"colours outside the table of up to {STRAY_SHARE:.0%} of a map are void: Seq05VD_f02610_L.png has some",
+        ]
         return Listed("camvid", split, names, {"color": pictures}, {"out": maps}, notes)
     raise DatasetError(
         f"{root}: no CamVid; expected CamVid/train and CamVid/trainannot, or 701_StillsRaw_full/ and "
-        f"LabeledApproved_full/; found {inside_of(root)}"
+        f"LabeledApproved_full/ (or its NAME_L.png beside the former); found {inside_of(root)}"
     )
+
+
+def _labels_of(folder: Path) -> Path | None:
+    """The folder of the label maps of the full frames."""
+    if (folder / "LabeledApproved_full").is_dir():
+        return folder / "LabeledApproved_full"
+    return folder if any(folder.glob("*_L.png")) else None
+
+
+def read_colours(path: Path) -> npt.NDArray[Any]:
+    """The colours of a map of the full frames, where a few that the table does not have are Void's.
+
+    The published Seq05VD_f02610_L.png has some 190 such pixels. Where there are more than `STRAY_SHARE` of a map, they
+    stay as they are, and the map is refused with its colours.
+    """
+    values = read_values(path)
+    if values.ndim != 3:  # ids, not colours: the table refuses them
+        return values
+    packed = values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    known = [r << 16 | g << 8 | b for r, g, b in (e.colour for e in ORIGINAL.entries if e.colour is not None)]
+    stray = ~np.isin(packed, known)
+    return np.where(stray[..., None], np.uint8(0), values) if 0 < stray.mean() <= STRAY_SHARE else values
 
 
 def split_of(name: str) -> str:

@@ -27,6 +27,9 @@ CLASSES = classes_from_one(
 # fmt: on
 """The 40 classes, ids 1..40, spelled as in the release; 0 is void."""
 
+COMMIT = "3f83b8df759322ef1a1437731aeabd152dca3254"
+"""Of the FCN authors' release, whose lists are used."""
+
 ABOUT = About(
     title="NYUDv2, NYU Depth Dataset V2",
     classes={"out": CLASSES},
@@ -39,9 +42,18 @@ nyud/segmentation/img_NAME.mat
 nyud/{train,val,test}.txt""",
     licence="none stated",
     home="http://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html",
-    archives=(Archive("http://dl.caffe.berkeleyvision.org/nyud.tar.gz"),),
-    remark="The download is the FCN authors'. Inputs: color, depth (in millimetres), hha; where there is depth and no "
-    "hha/, it is computed.",
+    archives=(
+        Archive("http://dl.caffe.berkeleyvision.org/nyud.tar.gz"),
+        *(
+            Archive(
+                f"https://raw.githubusercontent.com/shelhamer/fcn.berkeleyvision.org/{COMMIT}/data/nyud/{name}.txt",
+                folder="nyud",
+            )
+            for name in ("train", "val", "test")
+        ),
+    ),
+    remark="The download is the FCN authors', and so are the lists. Inputs: color, depth (in millimetres), hha; where "
+    "there is depth and no hha/, it is computed.",
 )
 
 FOLDERS = {"color": "images", "depth": "depth", "hha": "hha"}
@@ -72,11 +84,12 @@ def open_nyud(
             f"found {inside_of(root)}"
         )
     notes = [f"NYUDv2: {folder}"]
-    if split == "trainval" and not (folder / "trainval.txt").exists():
-        names = [name for part in ("train", "val") for name in read_names(folder / f"{part}.txt")]
+    lists = [folder, root / "nyud"]  # where --download puts them, whatever folder the archive unpacks into
+    parts = [split]
+    if split == "trainval" and find(lists, "trainval.txt") is None:
+        parts = ["train", "val"]
         notes.append("no trainval.txt: trainval is what train.txt and val.txt name")
-    else:
-        names = read_names(folder / f"{split}.txt")
+    names = [name for part in parts for name in read_names((find(lists, f"{part}.txt") or folder) / f"{part}.txt")]
     pictures = {name: Files(folder / "data" / FOLDERS[name], ".png", "img_") for name in inputs}
     if "hha" in inputs and not pictures["hha"].folder.is_dir() and (folder / "data" / "depth").is_dir():
         of_depth = Files(folder / "data" / "depth", ".png", "img_")

@@ -94,11 +94,12 @@ def open_siftflow(
             f"found {inside_of(root)}"
         )
     notes = [f"SIFT Flow: {folder}"]
-    listed = split
-    if split in SPLITS and not (folder / f"{split}.txt").exists():
+    # --download puts the lists into SiftFlowDataset/, whatever folder the archive unpacks into.
+    lists, listed = [folder, root / "SiftFlowDataset"], split
+    if split in SPLITS and find(lists, f"{split}.txt") is None:
         listed = SPLITS[split]
         notes.append(f"no {split}.txt: {split} is what {listed}.txt names")
-    names = read_names(folder / f"{listed}.txt")
+    names = read_names((find(lists, f"{listed}.txt") or folder) / f"{listed}.txt")
     if unlabelled := sorted(UNLABELLED & set(names)):
         notes.append(f"left out, since nobody has labelled them: {', '.join(unlabelled)}")
         names = [name for name in names if name not in UNLABELLED]

@@ -192,8 +192,9 @@ def voc_folders(root: Path) -> dict[str, Path]:
 
 
 def find_sbd_list(*roots: Path) -> Path | None:
-    """SBD's train.txt in or beside one of these folders."""
-    for base in dict.fromkeys(base for root in roots for base in (root, root.parent)):
+    """SBD's train.txt in or beside one of these folders, or beside the TrainVal/ that VOC2011 unpacks into."""
+    around = [root.parents[1] for root in roots if root.parent.name == "TrainVal"]
+    for base in dict.fromkeys([*(base for root in roots for base in (root, root.parent)), *around]):
         if (folder := find(sbd_candidates(base), "train.txt")) is not None:
             return folder / "train.txt"
     return None

@@ -17,6 +17,7 @@ from fullyconv.evaluation import evaluate
 from fullyconv.events import Event, Said
 from fullyconv.lookup import lookup
 from fullyconv.metrics import ConfusionMatrix
+from fullyconv.model import FCN
 from fullyconv.presets import fcn
 from fullyconv.studies.base import Column, Result, Row
 from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn, ordering
@@ -196,7 +197,7 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
     variants = [Variant(name, [Part(f"{coarse}s", model)], opener(kept)) for name, kept in trained.items()]
     learnt = {one.name: one for one in learn(setup, variants, on_event)}
     reference = learnt["Reference"].model()
-    tests = {
+    tests: dict[str, tuple[FCN, Kept, Kept]] = {
         "Reference": (reference, "all", "all"),
         "Reference-FG": (reference, "all", "foreground"),
         "Reference-BG": (reference, "all", "background"),
