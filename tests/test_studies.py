@@ -121,14 +121,14 @@ def test_the_mask_is_nothing_to_the_net(name: str) -> None:
 def test_the_mean_without_background_leaves_it_out() -> None:
     # A cat's 10 pixels: 6 are found, 1 is called dog, 3 ground; and 2 of ground are called cat. No dog is there.
     matrix = ConfusionMatrix(["ground", "cat", "dog"], [[88, 2, 0], [3, 6, 1], [0, 0, 0]])
-    assert foreground_iu(matrix, ["ground"]) == (pytest.approx(60.0), pytest.approx(50.0))
+    assert foreground_iu(matrix, ["ground"]) == pytest.approx((60.0, 50.0))
     assert foreground_iu(matrix, ["ground", "cat"]) == (None, None)
     dog = ConfusionMatrix(matrix.classes, matrix.counts + np.diag([0, 0, 4]))
     assert foreground_iu(dog, ["ground"]) == (
         pytest.approx(100 * (0.6 + 0.8) / 2),
         pytest.approx(100 * (0.5 + 0.8) / 2),
     )
-    assert foreground_iu(dog, []) == (pytest.approx(100 * np.mean(dog.iu)),) * 2
+    assert foreground_iu(dog, []) == pytest.approx((100 * float(np.mean(dog.iu)),) * 2)
 
 
 # --- Depth ------------------------------------------------------------------------------------------------------------
