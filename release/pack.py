@@ -78,12 +78,13 @@ def contents(run: Path, names: Mapping[str, str]) -> dict[str, bytes]:
     (stage,) = recipe["stages"]
     model, made = checkpoint.load(run), anonymous(checkpoint.provenance(run), names)
     assert model.config is not None
+    (head,) = model.heads.values()
     model.config = ModelConfig.parse(anonymous(model.config.model_dump(mode="json"), names))
     fit, learnt = stage["fit"], facts["stages"][stage["name"]]
     budget = next(f"{fit[unit]:g} {unit}" for unit in ("minutes", "epochs", "steps") if fit[unit] is not None)
     card = CARD.format(
         version=__version__,
-        net=f"fully convolutional network of stride {model.stride} on {model.config.backbone}",
+        net=f"fully convolutional network that predicts at stride {head.grid.stride}, on {model.config.backbone}",
         parameters=sum(p.numel() for p in model.parameters()),
         train=learnt["train"],
         val=results["protocol"]["pictures"],

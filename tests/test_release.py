@@ -72,6 +72,7 @@ def test_an_archive_holds_a_model_with_its_card_and_sums(
     card = (folder / "README.md").read_text()
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
     assert "seed 7, 1 steps" in card
+    assert "predicts at stride 8, on tinyvgg" in card
     assert "1 steps on " in card
     for name in ("config.json", "README.md"):
         text = (folder / name).read_text()
