@@ -276,6 +276,7 @@ def run(
         minutes=clock.minutes,
         seed=setup.seed if model is None else None,
         notes=[
+            *(setup.notes if model is None else ()),
             "Changed: pixels whose label is another when the scores of this skip alone are left out.",
             "IU gained: what the net scores less what it scores then; the mean over classes, or the class's own.",
             "The shares of several skips do not add up, since one pixel may need two of them.",

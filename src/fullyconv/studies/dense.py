@@ -318,6 +318,7 @@ def run(
     )
     notes = [equal, measured]
     if learnt:
+        notes += setup.notes
         budget = "steps" if setup.minutes is None else "minutes"
         notes.append(
             "The rows without 'learnt' are one net, which learnt at its coarse stride; the dilated net and that with "

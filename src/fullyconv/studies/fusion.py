@@ -177,6 +177,7 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
     variants = [Variant(name, part, open_data) for name, part in zip(NAMES, (*parts, late), strict=True)]
     rows = [learnt.row() for learnt in learn(setup, variants, on_event)]
     notes = [
+        *setup.notes,
         ordering(
             rows,
             ["HHA", "colour", "colour and depth, early", "colour and HHA, late"],

@@ -229,6 +229,7 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
         minutes=clock.minutes,
         seed=setup.seed,
         notes=[
+            *setup.notes,
             ordering(
                 rows,
                 ["Reference-BG", "Shape", "BG-only", "FG-only", "Reference-FG", "Reference"],

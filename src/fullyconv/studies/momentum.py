@@ -61,6 +61,7 @@ def run(setup: Setup, *, rate: float | None = None, on_event: Tell = _quiet) -> 
     # Without the context block and its BatchNorm, which would see one picture or another number of them.
     model = fcn(coarse, setup.net, classes_of(setup), weights=weights, input=setup.known, context=0)
     fixed = {
+        "backbone_lr": 1.0,
         "batch": 1,
         "optimizer": "sgd",
         "schedule": "fixed",

@@ -54,6 +54,7 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
         minutes=clock.minutes,
         seed=setup.seed,
         notes=[
+            *setup.notes,
             f"All have {'equal times' if setup.minutes is not None else 'equally many steps'}.",
             "The batch is enlarged by the inverse of the share of cells, so that as many cells count in each step.",
             f"The loss is that of the cells that count, per pixel, averaged over {SPAN} steps.",

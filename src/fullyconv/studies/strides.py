@@ -76,6 +76,7 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
     ]
     rows = [learnt.row() for learnt in learn(setup, variants, on_event)]
     notes = [
+        *setup.notes,
         ordering(
             rows,
             names,
