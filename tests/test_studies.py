@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -29,7 +30,7 @@ from fullyconv.studies import STUDIES, study, trials
 from fullyconv.studies.base import SCORES, Column, Panel, Result, Row
 from fullyconv.studies.fusion import measured, open_relief
 from fullyconv.studies.masking import SHAPE, Kept, Masked, foreground_iu, mask_colour
-from fullyconv.studies.trials import Setup, learn, ordering, smooth
+from fullyconv.studies.trials import Clock, Learnt, Setup, learn, ordering, smooth
 
 TINY = "count=3 size=64x64"
 TRAIN = ("masking", "strides", "fusion", "sampling", "momentum")
@@ -222,6 +223,12 @@ def test_every_net_has_the_same_budget_seed_and_data(found: Any, name: str) -> N
     assert {row.name for row in result.rows} - {"Reference-FG", "Reference-BG"} == {
         row.name for row in result.rows if trials.slug(row.name) in made
     }
+
+
+def test_minutes_count_what_was_learnt_before() -> None:
+    nets = [Learnt(name, Path(), {}, [], 10, seconds) for name, seconds in (("a", 120.0), ("b", 60.0))]
+    assert Clock().minutes_of(nets) == 3.0
+    assert Clock(started=time.monotonic() - 600).minutes_of(nets) == pytest.approx(10, abs=0.5)
 
 
 def test_a_budget_in_minutes_is_dealt_out_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,8 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
     parts = ([net("color", "color")], [net("early", "color", "depth")], [net("hha", "hha")])
     late = [net("color", "color"), net("hha", "hha"), joined]
     variants = [Variant(name, part, open_data) for name, part in zip(NAMES, (*parts, late), strict=True)]
-    rows = [learnt.row() for learnt in learn(setup, variants, on_event)]
+    learnt = learn(setup, variants, on_event)
+    rows = [one.row() for one in learnt]
     notes = [
         *setup.notes,
         ordering(
@@ -203,7 +204,7 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
         ),
         data=setup.described(val),
         net=f"FCN-{coarse}s on {setup.net_described()}",
-        minutes=clock.minutes,
+        minutes=clock.minutes_of(learnt),
         seed=setup.seed,
         notes=notes,
         shown="mean IU",

@@ -226,7 +226,7 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
         ),
         data=setup.described(val),
         net=f"FCN-{coarse}s on {setup.net_described()}",
-        minutes=clock.minutes,
+        minutes=clock.minutes_of(list(learnt.values())),
         seed=setup.seed,
         notes=[
             *setup.notes,

@@ -106,7 +106,7 @@ def run(setup: Setup, *, rate: float | None = None, on_event: Tell = _quiet) -> 
         ),
         data=setup.described(setup.open("val")),
         net=f"FCN-{coarse}s on {setup.net_described()}",
-        minutes=clock.minutes,
+        minutes=clock.minutes_of(learnt),
         seed=setup.seed,
         notes=[
             ordering(

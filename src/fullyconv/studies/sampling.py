@@ -51,7 +51,7 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
         ),
         data=setup.described(setup.open("val")),
         net=f"FCN-{coarse}s on {setup.net_described()}",
-        minutes=clock.minutes,
+        minutes=clock.minutes_of(learnt),
         seed=setup.seed,
         notes=[
             *setup.notes,

@@ -74,7 +74,8 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
         alone(middle),
         alone(fine),
     ]
-    rows = [learnt.row() for learnt in learn(setup, variants, on_event)]
+    learnt = learn(setup, variants, on_event)
+    rows = [one.row() for one in learnt]
     notes = [
         *setup.notes,
         ordering(
@@ -105,7 +106,7 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
         paper=PAPER,
         data=setup.described(setup.open("val")),
         net=setup.net_described(),
-        minutes=clock.minutes,
+        minutes=clock.minutes_of(learnt),
         seed=setup.seed,
         notes=notes,
         shown="mean IU",

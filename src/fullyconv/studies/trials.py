@@ -354,3 +354,7 @@ class Clock:
     @property
     def minutes(self) -> float:
         return (time.monotonic() - self.started) / 60
+
+    def minutes_of(self, learnt: Sequence[Learnt]) -> float:
+        """Minutes since it was made; where nets had learnt before, those at least for which they learnt."""
+        return max(self.minutes, sum(one.seconds for one in learnt) / 60)
