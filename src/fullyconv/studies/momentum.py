@@ -17,12 +17,12 @@ SPAN = 200
 """Pictures over which the drawn loss is averaged."""
 PUBLISHED = (
     Row(
-        "CVPR's 32s",
+        "accumulated",
         (89.1, 73.3, 59.4, 81.4, None, None),
         "CVPR 2015, table 2: FCN-32s on VGG16, 20 pictures a step, momentum 0.9; 736 pictures of VOC2011 val",
     ),
     Row(
-        "the release's 32s",
+        "heavy",
         (None, None, 63.6, None, None, None),
         "the authors' release, README: FCN-32s, one picture a step, momentum 0.99; the same 736 pictures",
     ),
