@@ -7,7 +7,7 @@ import struct
 import threading
 import warnings
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
+from fullyconv import images
 from fullyconv.config import Classes, ClassInfo, voc_colour
 from fullyconv.errors import ImageError
 from fullyconv.images import (
@@ -779,3 +780,19 @@ def test_ids_in_memory_are_refused_by_the_name_of_their_file(tmp_path: Path) -> 
     with pytest.raises(ImageError, match=r"x\.mat: a label map of 1 x 2 for a picture of 2 x 2"):
         label_channels(np.array([[0, 1]]), classes=THREE, path="x.mat", size=(2, 2))
     assert read_values(label_file(tmp_path / "a.png", np.array([[0, 9]], np.uint8))).tolist() == [[0, 9]]
+
+
+def test_a_bomb_in_an_icon_finds_no_limit_that_another_thread_has_lifted(tmp_path: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 65535, 65535, 8, 6, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    icon = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(png), 22) + png
+    (tmp_path / "bomb.ico").write_bytes(icon)
+    with ThreadPoolExecutor(1) as pool:
+        with images._pillow_allows(10**12):  # another thread opens a large picture
+            reading = pool.submit(images.read_image, tmp_path / "bomb.ico")
+            wait([reading], timeout=0.5)
+        with pytest.raises(ImageError, match="too large to decode"):
+            reading.result()

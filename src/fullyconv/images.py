@@ -407,6 +407,8 @@ def overlay(image: Array, indices: Array, classes: Classes, alpha: float = 0.5) 
 
 _lock = threading.Lock()
 _limit_lock = threading.Lock()
+_ICONS = (b"\0\0\1\0", b"icns")
+"""How files begin that hold pictures whose size Pillow alone checks, when they are opened or decoded."""
 _readers = 0
 
 
@@ -466,7 +468,9 @@ def _load(image: Image.Image) -> None:
     declared = sorted(image.size)
     file = getattr(image, "fp", None)
     interlaced = bool(image.info.get("interlace"))  # which loading forgets
-    image.load()
+    # What an icon holds is opened only now, and must not find the limit that another thread has lifted meanwhile.
+    with _limit_lock if image.format in ("ICO", "ICNS") else contextlib.nullcontext():
+        image.load()
     if sorted(image.size) != declared:  # a TIFF may have been turned upright
         raise _RefusedError(f"declares {declared[0]} x {declared[1]} pixels and holds {image.height} x {image.width}")
     if image.format == "PNG" and file is not None and not file.closed:
@@ -532,7 +536,8 @@ def _opened(picture: str | PathLike[str] | Image.Image, max_pixels: int) -> Iter
             else:
                 _check_file(path)
                 file = stack.enter_context(path.open("rb"))
-                with _pillow_allows(max_pixels):
+                icon = file.peek(4)[:4] in _ICONS
+                with _limit_lock if icon else _pillow_allows(max_pixels):
                     image = stack.enter_context(Image.open(file))
             if image.format in _PROGRAMS:
                 raise _RefusedError(f"{image.format} is a drawing program, not pixels; convert it to PNG")
