@@ -204,6 +204,7 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
         **{name: (learnt[name].model(), kept, kept) for name, kept in trained.items() if name != "Reference"},
     }
     rows = []
+    # All are scored here, since a run keeps its scores and not the counts that they are made of.
     for name, (net, train, test) in tests.items():
         on_event(Said(f"{name}: scored on pictures of which is left: {test}"))
         matrix = next(iter(evaluate(net, Masked(val, test, behind_channels, mask), device=setup.device).values()))
