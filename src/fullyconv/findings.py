@@ -115,7 +115,7 @@ KINDS: Mapping[str, Kind] = {
         "a picture without a labelled pixel", "there is nothing to learn from it", "label it, or drop it", LEFT_OUT
     ),
     "absent": Kind(
-        "a class without a pixel in the split, or no labelled pixel at all",
+        "a class without a pixel in the split, or no labelled pixel at all (in test: a warning, they may be secret)",
         "the class cannot be learnt (train), or has no score (val)",
         "add pictures of it, or take it out of the table",
     ),
