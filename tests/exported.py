@@ -11,6 +11,7 @@ from torch import nn
 
 import fullyconv
 from fullyconv import checkpoint, engines
+from fullyconv.config import MultiScale
 from fullyconv.exporters import export
 from fullyconv.model import FCN
 
@@ -30,9 +31,12 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def tuned_folder(folder: Path, engine: str, precision: str = "32") -> Path:
+def tuned_folder(folder: Path, engine: str, precision: str = "32", multiscale: MultiScale | None = None) -> Path:
     """A model folder of which ``fullyconv tune`` found this engine to be the fastest."""
-    folder = checkpoint.save(lively("tinyvgg", classes={"out": 5, "more": 3}), folder)
+    model = lively("tinyvgg", classes={"out": 5, "more": 3})
+    assert model.config is not None
+    model.config = model.config.model_copy(update={"multiscale": multiscale or MultiScale()})
+    folder = checkpoint.save(model, folder)
     identity = engines.identity(folder)
     place = folder / engines.FOLDER
     export(checkpoint.load(folder), place / "trunk.onnx", identity=identity)

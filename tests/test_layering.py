@@ -76,6 +76,7 @@ LAYERS = (
         "exporters.openvino",
         "exporters.torch_export",
         "tiling",
+        "multiscale",
         "graphs",
         "margins",
         "rasters",

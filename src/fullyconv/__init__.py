@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fullyconv.building import build
     from fullyconv.checking import check
     from fullyconv.checkpoint import load, save
-    from fullyconv.config import Classes, ModelConfig, Recipe
+    from fullyconv.config import Classes, ModelConfig, MultiScale, Recipe
     from fullyconv.conversion import convert
     from fullyconv.datasets import dataset
     from fullyconv.evaluation import evaluate
@@ -51,6 +51,7 @@ _HOME = {
     "save": "fullyconv.checkpoint",
     "Classes": "fullyconv.config",
     "ModelConfig": "fullyconv.config",
+    "MultiScale": "fullyconv.config",
     "Recipe": "fullyconv.config",
     "convert": "fullyconv.conversion",
     "dataset": "fullyconv.datasets",
@@ -82,6 +83,7 @@ __all__ = [
     "Grid",
     "ImageError",
     "ModelConfig",
+    "MultiScale",
     "Predictor",
     "Recipe",
     "Segmentation",

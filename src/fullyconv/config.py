@@ -277,6 +277,39 @@ class StreamConfig(Config):
     input: Input = None
 
 
+class MultiScale(Config):
+    """How a picture is looked at when it is labelled: once, or several times, the scores averaged.
+
+    Example:
+        >>> MultiScale().looks, MultiScale(scales=(0.5, 1.0, 1.5), mirror=True).looks
+        (1, 6)
+    """
+
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1, max_length=16)
+    """Factors on the picture's height and width, 0.1..4, 1 among them."""
+    mirror: bool = False
+    """Look at each mirrored, too, left for right."""
+
+    @field_validator("scales")
+    @classmethod
+    def _consistent(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if (twice := _twice(scales)) is not None:
+            raise ValueError(f"{twice:g} is listed twice")
+        if 1.0 not in scales:
+            raise ValueError("expected 1 among them, the picture as it is")
+        if not all(0.1 <= scale <= 4 for scale in scales):
+            raise ValueError("expected factors of 0.1 to 4")
+        return scales
+
+    @property
+    def looks(self) -> int:
+        """How often a picture goes through the net."""
+        return len(self.scales) * (1 + self.mirror)
+
+    def __str__(self) -> str:
+        return f"scales {', '.join(f'{scale:g}' for scale in self.scales)}" + (", mirrored too" if self.mirror else "")
+
+
 class ModelConfig(Config):
     """A backbone and some heads."""
 
@@ -295,6 +328,8 @@ class ModelConfig(Config):
     """Copies of the backbone by name, for late fusion: taps are then ``NAME/TAP``, the picture's channels are dealt out
     in this order, and ``weights`` and ``input`` above are not read."""
     heads: dict[str, HeadConfig] = Field(min_length=1, max_length=MOST)
+    multiscale: MultiScale = MultiScale()
+    """How whoever predicts with the model looks at pictures, where it is not told otherwise. Training does not."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

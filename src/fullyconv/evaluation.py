@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fullyconv import __version__
+from fullyconv.config import MultiScale
 from fullyconv.datasets.base import Sample, SegmentationDataset
 from fullyconv.devices import autocast, pick_device
 from fullyconv.errors import DatasetError
@@ -34,6 +35,7 @@ def evaluate(
     strategy: Strategy = whole,
     device: str = "auto",
     precision: str = "auto",
+    multiscale: MultiScale | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, ConfusionMatrix]:
     """Compare what a model predicts on every picture of a data set with the truth.
@@ -42,7 +44,7 @@ def evaluate(
         model: is moved to the device and made channels_last, in place; its modules are in eval mode while it is
             scored, and afterwards each is in the mode it was in.
         data: a table of classes for every head of the model; further ones are not looked at.
-        strategy, device, precision: as for `Predictor`.
+        strategy, device, precision, multiscale: as for `Predictor`.
         on_progress: called after every picture with the pictures done and their number. If it raises, that is the end.
 
     Returns:
@@ -61,7 +63,7 @@ def evaluate(
     modes = {module: module.training for module in model.modules()}
     matrices = {head: ConfusionMatrix(data.classes[head].names) for head in model.heads}
     try:
-        predictor = Predictor(model, strategy=strategy, device=device, precision=precision)
+        predictor = Predictor(model, strategy=strategy, device=device, precision=precision, multiscale=multiscale)
         with closing(_read_ahead(data)) as samples:
             for done, sample in enumerate(samples, 1):
                 predicted = predictor(sample.image).labels
@@ -76,9 +78,17 @@ def evaluate(
 
 
 def protocol(
-    data: SegmentationDataset, *, strategy: Strategy = whole, device: str = "auto", precision: str = "auto"
+    data: SegmentationDataset,
+    *,
+    strategy: Strategy = whole,
+    device: str = "auto",
+    precision: str = "auto",
+    multiscale: MultiScale | None = None,
 ) -> dict[str, Any]:
     """What scores depend on besides the model, as plain data to keep beside them; the arguments are `evaluate`'s.
+
+    Args:
+        multiscale: that the predictor had; None: one look at each picture.
 
     Raises:
         ConfigError: no such device or precision.
@@ -95,6 +105,7 @@ def protocol(
         "counts": "one confusion matrix over all pictures; void pixels do not count",
         "absent_classes": "without a pixel in the truth: left out of every mean, listed as absent",
         "strategy": _name_of(strategy),
+        "multiscale": str(multiscale or MultiScale()),
         "precision": computed,
         "device": f"{place} ({kind})",
         "versions": {"fullyconv": __version__, "torch": torch.__version__, "python": platform.python_version()},

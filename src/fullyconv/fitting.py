@@ -26,7 +26,7 @@ import torch
 from fullyconv import alarms, checkpoint
 from fullyconv.checking import Counts
 from fullyconv.checking import check as check_data
-from fullyconv.config import Classes, DataConfig, FitConfig
+from fullyconv.config import Classes, DataConfig, FitConfig, MultiScale
 from fullyconv.datasets import Sample, SegmentationDataset
 from fullyconv.devices import deterministic, out_of_memory
 from fullyconv.errors import CheckpointError, ConfigError, DatasetError, FullyConvError, ImageError, TrainingError
@@ -322,6 +322,7 @@ def _score(
                 strategy=choose,
                 device=str(learner.device),
                 precision=precision,
+                multiscale=MultiScale(),  # six looks would take six times as long, twenty times over
                 on_progress=interrupt,
             )
         matrices = [ConfusionMatrix(m.classes, learner.sum(torch.from_numpy(m.counts)).cpu()) for m in found.values()]

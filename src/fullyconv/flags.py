@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fullyconv.backbones import describe
-from fullyconv.config import INPUTS, InputConfig, Recipe
+from fullyconv.config import INPUTS, InputConfig, MultiScale, Recipe
 from fullyconv.datasets import SegmentationDataset, dataset
 from fullyconv.errors import ConfigError
 from fullyconv.inference import STRATEGIES, Strategy, tiled
@@ -45,6 +45,8 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
         context=options["context_channels"],
         upsampling="learned" if options["learned_upsampling"] else "fixed",
     )
+    looks = looks_of(options["scales"], options["mirror"], model.multiscale)
+    model = model.model_copy(update={"multiscale": looks})
     budget = {name: options[name] for name in ("minutes", "epochs", "steps") if options[name] is not None}
     plain = ("batch", "lr", "class_weights", "seed", "deterministic", "device", "precision")
     stage = {
@@ -171,3 +173,21 @@ def strategy_of(name: str, tile: int | None) -> Strategy:
     if strategy is not tiled:
         raise ConfigError(f"--tile {tile}: only tiles have a size; add --strategy tiled", where="tile")
     return partial(tiled, tile=tile)
+
+
+def looks_of(scales: str | None, mirror: bool | None, own: MultiScale) -> MultiScale:
+    """How pictures are to be looked at: as ``--scales`` and ``--mirror`` say, and where they say nothing, as before.
+
+    Raises:
+        ConfigError: no numbers, or not those that `MultiScale` takes.
+
+    Example:
+        >>> looks_of("0.5,1", None, MultiScale(mirror=True))
+        MultiScale(scales=(0.5, 1.0), mirror=True)
+    """
+    wanted = own.model_dump() | ({} if scales is None else {"scales": scales.split(",")})
+    try:
+        return MultiScale.parse(wanted | ({} if mirror is None else {"mirror": mirror}))
+    except ConfigError as error:
+        said = str(error).removeprefix("scales: ")
+        raise ConfigError(f"--scales {scales}: {said}; expected such as 0.5,1,1.5", where="scales") from None

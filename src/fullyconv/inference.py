@@ -7,6 +7,7 @@ bands (`fullyconv.dense`). A strategy with options is bound with `functools.part
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from fullyconv import checkpoint, dense, images
-from fullyconv.config import Classes
+from fullyconv.config import Classes, MultiScale
 from fullyconv.devices import autocast, device_of, free_memory, pick_device, serial_threads
 from fullyconv.errors import ConfigError, FullyConvError, ImageError
 from fullyconv.model import FCN
+from fullyconv.multiscale import averaged
 from fullyconv.runners import Driven, runner
 from fullyconv.segmentation import ScoreMap, Segmentation
 from fullyconv.tiling import BLENDED, cost, heads_of, why_whole
@@ -108,6 +110,8 @@ class Predictor:
         engine: what computes score maps: "torch" (the model itself), "openvino" or
             "onnxruntime", or "auto", what ``fullyconv tune`` found for the folder; see `fullyconv.runners.runner`.
         folder: that the model was loaded from, if any, where ``fullyconv tune`` puts what it found.
+        multiscale: how often, and at which sizes, a picture is looked at; None: as the model's config says, which is
+            once where nobody has asked for more.
 
     Raises:
         ConfigError: no such device, precision or engine, or one that is not installed.
@@ -128,11 +132,13 @@ class Predictor:
         max_pixels: int = images.MAX_PIXELS,
         engine: str = "torch",
         folder: str | os.PathLike[str] | None = None,
+        multiscale: MultiScale | None = None,
     ) -> None:
         self.device = pick_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.strategy, self.precision, self.keeps_scores = strategy, precision, probabilities
         self.max_pixels = max_pixels
+        self.multiscale = multiscale or looks_of(model)
         autocast(self.device, precision)
         self.runner = runner(self.model, engine, precision=precision, folder=folder)
         self.classes = {
@@ -152,6 +158,7 @@ class Predictor:
         max_pixels: int = images.MAX_PIXELS,
         engine: str = "auto",
         backbone: nn.Module | None = None,
+        multiscale: MultiScale | None = None,
     ) -> Self:
         """The predictor of a saved model; the options are those of `Predictor`, and ``backbone`` that of `load`.
 
@@ -169,6 +176,7 @@ class Predictor:
             max_pixels=max_pixels,
             engine=engine,
             folder=folder,
+            multiscale=multiscale,
         )
 
     def __call__(self, image: images.Picture) -> Segmentation:
@@ -262,11 +270,19 @@ class Predictor:
     def _scores(self, stacked: Tensor) -> tuple[dict[str, Tensor], str]:
         """Score maps, and a note where `choose` did not take the plain strategy."""
         with autocast(self.device, self.precision):
-            strategy, note = choice(self.model, stacked) if self.strategy is choose else (self.strategy, "")
+            strategy, note = self.strategy, ""
+            if strategy is choose:
+                largest = max(self.multiscale.scales)
+                height, width = (math.ceil(largest * pixels) for pixels in stacked.shape[2:])
+                strategy, note = choice(
+                    self.model, stacked.new_empty((*stacked.shape[:2], height, width), device="meta")
+                )
             in_tiles = strategy is tiled or getattr(strategy, "func", None) is tiled
             if in_tiles and not note and (why := why_whole(self.model)):
                 note = f"in tiles, {BLENDED}, since {why}"
-            return strategy(self.runner, stacked), note
+            if self.multiscale.looks == 1:
+                return strategy(self.runner, stacked), note
+            return averaged(self.runner, stacked, self.multiscale, strategy=strategy), note
 
     @torch.inference_mode()
     def _segment(self, batch: Batch) -> list[Segmentation]:
@@ -303,6 +319,11 @@ class Predictor:
             )
             for i, (picture, read) in enumerate(batch)
         ]
+
+
+def looks_of(model: FCN) -> MultiScale:
+    """How a model's config says that pictures are looked at."""
+    return MultiScale() if model.config is None else model.config.multiscale
 
 
 def _raise(_: images.Picture, error: FullyConvError) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fullyconv import engines, images, native, rasters
+from fullyconv import engines, images, native, rasters, records
+from fullyconv.config import MultiScale
 from fullyconv.engines import Engine, Float, HeadInfo, TrunkInfo
 from fullyconv.errors import FullyConvError
 from fullyconv.segmentation import Segmentation
@@ -32,9 +33,11 @@ class QuickPredictor:
     Attributes:
         classes: table of each head.
         device: always "cpu".
+        multiscale: one look at each picture.
     """
 
     device = "cpu"
+    multiscale = MultiScale()
 
     def __init__(self, trunk: TrunkInfo, engine: Engine, library: ctypes.CDLL, max_pixels: int) -> None:
         self._trunk, self._engine, self._library, self._max_pixels = trunk, engine, library, max_pixels
@@ -82,7 +85,8 @@ def open_quick(
     """A predictor that never imports torch, or None where only torch will do.
 
     That is: ``fullyconv tune`` was not run for the model on this machine, or found torch to be the fastest; there are
-    many pictures, large or georeferenced ones; the last upsampling is learned; the native kernel was not built.
+    many pictures, large or georeferenced ones; the model looks at each several times; the last upsampling is learned;
+    the native kernel was not built.
 
     Args:
         model: folder of a model.
@@ -104,6 +108,9 @@ def open_quick(
     trunk = TrunkInfo.read((folder / best.file).with_suffix(".json"))
     small = all(_pixels(path, max_pixels) <= MOST_PIXELS and not rasters.georeferenced(Path(path)) for path in pictures)
     if trunk.model != engines.identity(model) or not small or any(head.first is None for head in trunk.heads.values()):
+        return None
+    looks = records.read_json(Path(model) / "config.json")["model"].get("multiscale")
+    if looks is not None and MultiScale.parse(looks).looks > 1:
         return None
     wanted = "auto" if best.precision == "int8" else best.precision
     return QuickPredictor(

@@ -74,7 +74,7 @@ def segment_raster(
     read and written.
 
     Args:
-        predictor: its model and precision are used; its strategy is not.
+        predictor: its model and precision are used; its strategy is not, and pictures are looked at once.
         source: TIFF, PNG or JPEG, or any picture at all where it may be decoded whole.
         target: .png or .tif (cloud-optimised, needs rasterio); one for each head by name, where several are wanted.
         tile: pixels that a window answers for along a side, at most; None: as `choose_tile` says.
@@ -120,6 +120,8 @@ def segment_raster(
         notes = opened.notes
         if (why := why_whole(model)) and len(rows) * len(columns) > 1:
             notes = (*notes, f"in tiles, {BLENDED}, since {why}")
+        if predictor.multiscale.looks > 1:
+            notes = (*notes, f"looked at once, and not at {predictor.multiscale}, since it is read by rows")
         tables = {name: predictor.classes[name] for name in targets}
         written = {
             name: stack.enter_context(rasters.created(path, size, tables[name], place=opened.place))

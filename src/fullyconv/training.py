@@ -233,6 +233,7 @@ def _protocol(stage: Stage, val_data: SegmentationDataset) -> dict[str, Any]:
         "pictures": min(len(val_data), stage.fit.val_pictures),
         "pictures_of_split": len(val_data),
         "strategy": "auto",
+        "multiscale": str(stage.model.multiscale),
         "precision": stage.fit.precision,
     }
 

@@ -1,0 +1,334 @@
+"""Looks at a picture at several sizes, averaged on the cells of the picture's own map. The theorem: planes stay."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exported import lively, tuned_folder
+from exported import picture as noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cli import Run, data, run  # noqa: F401 (fixtures)
+from test_inference import nets
+from torch import Tensor, nn
+
+import fullyconv
+from fullyconv import checkpoint, images
+from fullyconv.backbones import Backbone, Tap
+from fullyconv.config import Classes, HeadConfig, InputConfig, MultiScale, SkipConfig
+from fullyconv.errors import ConfigError
+from fullyconv.evaluation import evaluate, protocol
+from fullyconv.geometry import Grid
+from fullyconv.inference import Predictor, choose, tiled, whole
+from fullyconv.model import FCN
+from fullyconv.multiscale import averaged
+from fullyconv.quick import open_quick
+from fullyconv.streaming import segment_raster
+
+SIX = MultiScale(scales=(0.5, 1, 1.5), mirror=True)
+LOOKS = st.builds(
+    MultiScale,
+    scales=st.sampled_from([(1.0,), (0.5, 1.0), (1.0, 2.0), (0.5, 1.0, 1.5), (1.0, 1.25, 3.0), (0.25, 1.0)]),
+    mirror=st.booleans(),
+)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return 255 * torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# --- the theorem ------------------------------------------------------------------------------------------------------
+
+
+class Means(nn.Module):
+    """Means of squares of pixels, one after the other: a plane goes in, and a plane comes out."""
+
+    def __init__(self, specs: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.AvgPool2d(kernel, stride) for kernel, stride in specs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        for layer in self.layers:
+            x = layer(x)
+        return (x,)
+
+
+def plain(specs: list[tuple[int, int]], interpolate: bool = False) -> FCN:
+    """A net whose only score is the mean of the red pixels around each cell."""
+    grid = Grid()
+    for spec in specs:
+        grid = grid.conv(*spec)
+    stride = int(grid.stride)
+    net = Means(specs)
+    side = stride * (8 + 2 * math.ceil(grid.field / stride))
+    tap = Tap(3, grid, net(torch.zeros(1, 3, side, side))[0].shape[2] - side // stride)
+    backbone = Backbone(net, {"last": tap}, input=InputConfig(mean=(0, 0, 0), std=(1, 1, 1)))
+    head = HeadConfig(classes=1, skips=(SkipConfig(tap="last"),))
+    model = FCN(backbone, {"out": head}, interpolate=interpolate).double().eval()
+    for tensor in model.heads.out.score.parameters():
+        tensor.data.zero_()
+    model.heads.out.score["last"][-1].weight.data[0, 0] = 1
+    return model
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    specs=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 3)), min_size=1, max_size=3),
+    looks=LOOKS,
+    more=st.tuples(st.integers(8, 60), st.integers(8, 60)),
+)
+def test_a_plane_is_the_same_at_every_look(
+    specs: list[tuple[int, int]], looks: MultiScale, more: tuple[int, int]
+) -> None:
+    model = plain(specs)
+    grid = model.heads.out.grid
+    # Cells whose surroundings lie in the picture, in the smallest look as well.
+    margin = math.ceil((grid.field / 2 + 2 * grid.stride + 2) / min(looks.scales))
+    # Whole and even parts of the pixels, so that the smaller copies of a plane are planes, exactly.
+    height, width = (4 * math.ceil((2 * (margin + grid.stride) + pixels) / 4) for pixels in more)
+    rows, columns = torch.arange(height, dtype=torch.float64)[:, None], torch.arange(width, dtype=torch.float64)
+    plane = (2 * rows + 3 * columns).expand(1, 3, height, width)
+    found = averaged(model, plane, looks, strategy=whole)["out"][0, 0]
+    pixels = [
+        torch.arange(cells, dtype=torch.float64) * float(grid.stride) + float(grid.offset) for cells in found.shape
+    ]
+    inner = [(at >= margin) & (at < side - margin) for at, side in zip(pixels, (height, width), strict=True)]
+    want = 2 * pixels[0][:, None] + 3 * pixels[1]
+    assert inner[0].any()
+    assert inner[1].any()
+    # Resizing is in float32.
+    torch.testing.assert_close(found[inner[0]][:, inner[1]], want[inner[0]][:, inner[1]], rtol=1e-5, atol=1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(model=nets(), looks=LOOKS, height=st.integers(30, 90), width=st.integers(30, 90), tile=st.integers(8, 40))
+def test_looks_in_tiles_equal_looks_at_the_whole(
+    model: FCN, looks: MultiScale, height: int, width: int, tile: int
+) -> None:
+    image = random(1, 3, height, width)
+    want = averaged(model, image, looks, strategy=whole)
+    found = averaged(model, image, looks, strategy=partial(tiled, tile=tile))
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(height=st.integers(40, 90), width=st.integers(40, 90), looks=LOOKS)
+def test_a_mirrored_picture_has_mirrored_scores_where_cells_are_spread_evenly(
+    height: int, width: int, looks: MultiScale
+) -> None:
+    # Where scores are interpolated, whatever the grid, cells lie as they do in the mirror.
+    model = plain([(3, 2), (4, 3)], interpolate=True)
+    looks = looks.model_copy(update={"mirror": True})
+    image = random(1, 3, height, width)
+    found = averaged(model, image, looks, strategy=whole)["out"]
+    mirrored = averaged(model, image.flip(3), looks, strategy=whole)["out"]
+    # Resizing is in float32.
+    torch.testing.assert_close(mirrored, found.flip(3), rtol=1e-5, atol=1e-4)
+    assert found.std() > 1
+
+
+def test_one_look_is_what_the_strategy_gives() -> None:
+    model = lively("tinyvgg")
+    image = torch.from_numpy(noise(50, 70)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        found, want = averaged(model, image, MultiScale(), strategy=whole), whole(model, image)
+    assert torch.equal(found["out"], want["out"])
+
+
+def test_what_is_averaged_is_looks_each_on_its_own() -> None:
+    # Of one cell by one cell there is nothing to place, so the mean can be written down.
+    model = plain([(4, 4)])
+    image = random(1, 3, 4, 4)
+    twice = nn.functional.interpolate(image.float(), scale_factor=2.0, mode="bilinear").double()
+    found = averaged(model, image, MultiScale(scales=(1, 2)), strategy=whole)["out"]
+    there = whole(model, twice)["out"]
+    # The only cell lies in the middle of the four of the larger copy.
+    torch.testing.assert_close(found, (whole(model, image)["out"] + there.mean((2, 3), keepdim=True)) / 2)
+
+
+@pytest.mark.parametrize("backbone", ["tinyvgg", "squeezenet1_0"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 50)])
+def test_pictures_of_any_size_are_looked_at(backbone: str, size: tuple[int, int]) -> None:
+    model = lively(backbone)
+    found = Predictor(model, device="cpu", multiscale=SIX)(noise(*size)).labels["out"]
+    assert found.shape == size
+
+
+@pytest.mark.parametrize("geometry", ["same", "pad100"])
+@pytest.mark.parametrize("resolution", ["half", "equal", "double"])
+@pytest.mark.parametrize("upsampling", ["fixed", "learned"])
+def test_looks_change_scores_and_not_what_comes_after(geometry: str, resolution: str, upsampling: str) -> None:
+    torch.manual_seed(0)
+    config = fullyconv.presets.fcn8s("tinyvgg", 5, weights=None, geometry=geometry)
+    head = config.heads["out"].model_copy(update={"resolution": resolution, "last_upsampling": upsampling})
+    model = fullyconv.build(config.model_copy(update={"heads": {"out": head}})).eval()
+    for score in model.heads.out.score.values():
+        nn.init.normal_(score[-1].weight, std=1.0)
+    image = torch.from_numpy(noise(60, 83)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        scores = averaged(model, image, SIX, strategy=whole)["out"]
+        want = model.heads.out.upsample(scores, (60, 83)) if resolution == "equal" else None
+    assert scores.shape == whole(model, image)["out"].shape
+    found = Predictor(model, device="cpu", precision="32", multiscale=SIX)(noise(60, 83)).labels["out"]
+    assert found.shape == (60, 83)
+    if want is not None:
+        assert (torch.from_numpy(found.astype(np.int64)) == want.argmax(1)[0]).float().mean() > 0.999
+
+
+def test_every_head_is_averaged() -> None:
+    model = lively("tinyvgg", classes={"out": 5, "more": 3})
+    found = Predictor(model, device="cpu", multiscale=SIX)(noise(40, 60)).labels
+    alone = Predictor(model, device="cpu")(noise(40, 60)).labels
+    assert set(found) == {"out", "more"}
+    assert any((found[name] != alone[name]).any() for name in found)
+
+
+# --- who asks for it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ([0.5], "expected 1 among them"),
+        ([1, 1], "1 is listed twice"),
+        ([0.01, 1], "expected factors of 0.1 to 4"),
+        ([1, 5], "expected factors of 0.1 to 4"),
+        ([1, float("nan")], "should be a finite number"),
+        (["x", 1], "unable to parse string as a number, got 'x'"),
+        ([], "at least 1 item"),
+    ],
+)
+def test_scales_that_cannot_be_are_refused(scales: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MultiScale.parse({"scales": scales})
+
+
+def test_a_saved_model_says_how_pictures_are_looked_at_and_a_predictor_may_say_otherwise(tmp_path: Path) -> None:
+    model = lively("tinyvgg")
+    assert model.config is not None
+    asked = fullyconv.build(model.config.model_copy(update={"multiscale": SIX})).eval()
+    asked.load_state_dict(model.state_dict())
+    folder, once = checkpoint.save(asked, tmp_path / "six"), checkpoint.save(model, tmp_path / "one")
+    image = noise(60, 80)
+    six = Predictor.load(folder, device="cpu")
+    assert six.multiscale == SIX
+    found = six(image).labels["out"]
+    told = Predictor.load(once, device="cpu", multiscale=SIX)(image).labels["out"]
+    alone = Predictor.load(folder, device="cpu", multiscale=MultiScale())(image).labels["out"]
+    assert (found == told).all()
+    assert (alone == Predictor.load(once, device="cpu")(image).labels["out"]).all()
+    assert (found != alone).any()
+
+
+def test_memory_is_judged_by_the_largest_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[tuple[int, ...]] = []
+
+    def choice(_: FCN, image: Tensor) -> tuple[Any, str]:
+        judged.append(tuple(image.shape))
+        return whole, ""
+
+    monkeypatch.setattr("fullyconv.inference.choice", choice)
+    Predictor(lively("tinyvgg"), strategy=choose, device="cpu", multiscale=SIX)(noise(41, 60))
+    assert judged == [(1, 3, 62, 90)]
+
+
+def test_evaluate_looks_as_often_as_it_is_told_and_says_so(tmp_path: Path) -> None:
+    labels = np.arange(60 * 80, dtype=np.uint8).reshape(60, 80) % 5
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "val").mkdir(parents=True)
+    images.write_image(tmp_path / "images" / "val" / "a.png", noise(60, 80))
+    images.write_labels(tmp_path / "labels" / "val" / "a.png", labels, Classes.of(*"abcde"))
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    model, val = lively("tinyvgg"), fullyconv.dataset("folder", tmp_path, split="val")
+    for looks in (None, SIX):
+        counts = evaluate(model, val, device="cpu", multiscale=looks)["out"].counts
+        found = Predictor(model, device="cpu", multiscale=looks)(noise(60, 80)).labels["out"]
+        assert (counts == np.bincount((5 * labels + found).ravel(), minlength=25).reshape(5, 5)).all()
+    assert protocol(val, multiscale=SIX)["multiscale"] == "scales 0.5, 1, 1.5, mirrored too"
+    assert protocol(val)["multiscale"] == "scales 1"
+
+
+def test_training_scores_single_looks_and_saves_a_model_that_looks_six_times(
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,  # noqa: F811
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    looked: list[MultiScale | None] = []
+    monkeypatch.setattr(
+        "fullyconv.fitting.evaluate",
+        lambda *given, multiscale=None, **named: looked.append(multiscale) or evaluate(*given, **named),
+    )
+    options = "--backbone tinyvgg --weights none --steps 2 --batch 2 --workers 0 --device cpu"
+    out = tmp_path / "run"
+    code, _, err = run("train", data, "--out", out, *options.split(), "--scales", "0.5,1,1.5", "--mirror")
+    assert code == 0, err
+    assert set(looked) == {MultiScale()}
+    assert json.loads((out / "config.json").read_text())["model"]["multiscale"]["scales"] == [0.5, 1.0, 1.5]
+
+    def said(*more: str) -> str:
+        code, _, err = run("evaluate", out, data, "--device", "cpu", "--json", tmp_path / "scores.json", *more)
+        assert code == 0, err
+        return str(json.loads((tmp_path / "scores.json").read_text())["protocol"]["multiscale"])
+
+    assert said() == "scales 0.5, 1, 1.5, mirrored too"
+    assert said("--scales", "1") == "scales 1, mirrored too"
+    assert said("--no-mirror") == "scales 0.5, 1, 1.5"
+    code, _, err = run("predict", out, data / "images/val", "--out", tmp_path / "maps", "--device", "cpu")
+    assert code == 0, err
+    written = json.loads((tmp_path / "maps" / "results.json").read_text())
+    assert written["multiscale"] == "scales 0.5, 1, 1.5, mirrored too"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [("0.5,x", "unable to parse string as a number, got 'x'"), ("0.5,2", "expected 1 among them"), ("", "got ''")],
+)
+def test_scales_that_cannot_be_are_one_line_that_names_the_flag(
+    run: Run,  # noqa: F811
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    command: str,
+    scales: str,
+    message: str,
+) -> None:
+    given: list[object] = {
+        "train": [data, "--backbone", "tinyvgg", "--weights", "none", "--out", tmp_path / "out"],
+        "evaluate": [checkpoint.save(lively("tinyvgg", classes=3), tmp_path / "model"), data],
+        "predict": [checkpoint.save(lively("tinyvgg"), tmp_path / "m"), data / "images/val", "--out", tmp_path / "out"],
+    }[command]
+    code, _, err = run(command, *given, "--scales", scales)
+    assert code == 2
+    assert f"--scales {scales}: " in err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# --- where a picture is looked at once --------------------------------------------------------------------------------
+
+
+def test_what_does_without_torch_leaves_several_looks_to_it(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    images.write_image(picture, noise(64, 64))
+    assert open_quick(tuned_folder(tmp_path / "once", "onnxruntime"), [picture]) is not None
+    twice = tuned_folder(tmp_path / "twice", "onnxruntime", multiscale=MultiScale(mirror=True))
+    assert open_quick(twice, [picture]) is None
+
+
+def test_a_picture_that_is_read_by_rows_is_looked_at_once_and_that_is_said(tmp_path: Path) -> None:
+    source = tmp_path / "a.png"
+    images.write_image(source, noise(60, 80))
+    predictor = Predictor(lively("tinyvgg"), device="cpu", multiscale=SIX)
+    found = segment_raster(predictor, source, tmp_path / "b.png")
+    assert "looked at once" in str(found)
+    once = Predictor(lively("tinyvgg"), device="cpu")(noise(60, 80)).labels["out"]
+    assert (images.read_values(tmp_path / "b.png") == once).all()
