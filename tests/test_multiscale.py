@@ -278,6 +278,9 @@ def test_training_scores_single_looks_and_saves_a_model_that_looks_six_times(
         assert code == 0, err
         return str(json.loads((tmp_path / "scores.json").read_text())["protocol"]["multiscale"])
 
+    assert (
+        run("explain", out)[1].count("looked at 6 times, scales 0.5, 1, 1.5, mirrored too: 7 times the operations") == 1
+    )
     assert said() == "scales 0.5, 1, 1.5, mirrored too"
     assert said("--scales", "1") == "scales 1, mirrored too"
     assert said("--no-mirror") == "scales 0.5, 1, 1.5"

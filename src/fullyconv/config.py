@@ -281,8 +281,9 @@ class MultiScale(Config):
     """How a picture is looked at when it is labelled: once, or several times, the scores averaged.
 
     Example:
-        >>> MultiScale().looks, MultiScale(scales=(0.5, 1.0, 1.5), mirror=True).looks
-        (1, 6)
+        >>> six = MultiScale(scales=(0.5, 1.0, 1.5), mirror=True)
+        >>> six.looks, six.cost
+        (6, 7.0)
     """
 
     scales: tuple[float, ...] = Field(default=(1.0,), min_length=1, max_length=16)
@@ -305,6 +306,11 @@ class MultiScale(Config):
     def looks(self) -> int:
         """How often a picture goes through the net."""
         return len(self.scales) * (1 + self.mirror)
+
+    @property
+    def cost(self) -> float:
+        """What prediction costs, in looks at the picture as it is; a scale of 2 has four times its pixels."""
+        return sum(scale**2 for scale in self.scales) * (1 + self.mirror)
 
     def __str__(self) -> str:
         return f"scales {', '.join(f'{scale:g}' for scale in self.scales)}" + (", mirrored too" if self.mirror else "")
