@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from fullyconv.backbones import Backbone, Tap
-from fullyconv.config import INPUTS, Classes, HeadConfig, SkipConfig
+from fullyconv.config import INPUTS, Classes, HeadConfig, MultiScale, SkipConfig
 from fullyconv.datasets.base import Sample
 from fullyconv.errors import ConfigError, DatasetError, ImageError
 from fullyconv.evaluation import evaluate, protocol, results
@@ -204,7 +204,7 @@ def test_an_unknown_precision_is_refused() -> None:
 
 
 def test_results_of_one_head_are_the_issues_json() -> None:
-    how = protocol(Noise(), strategy=partial(tiled, tile=512), device="cpu", precision="32")
+    how = protocol(Noise(), strategy=partial(tiled, tile=512), device="cpu", precision="32", multiscale=MultiScale())
     found = json.loads(json.dumps(results(evaluate(colour_net("out"), Noise(), device="cpu"), protocol=how)))
     scores = {"pixel_accuracy", "mean_accuracy", "mean_iu", "fw_iu"}
     assert set(found) == scores | {"per_class", "absent", "protocol"}
@@ -234,9 +234,9 @@ def test_results_of_several_heads_lie_under_their_names() -> None:
 
 
 def test_the_protocol_says_what_auto_came_to() -> None:
-    how = protocol(replace(Noise(), split="test"))
+    how = protocol(replace(Noise(), split="test"), multiscale=MultiScale())
     assert how["strategy"] == "whole"
     assert how["split"] == "test"
     assert how["precision"] in ("32", "bf16")
     assert "auto" not in how["device"]
-    assert protocol(Noise(), device="cpu", precision="bf16")["precision"] == "bf16"
+    assert protocol(Noise(), device="cpu", precision="bf16", multiscale=MultiScale())["precision"] == "bf16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from functools import partial
@@ -33,6 +34,7 @@ from fullyconv.quick import open_quick
 from fullyconv.streaming import segment_raster
 
 SIX = MultiScale(scales=(0.5, 1, 1.5), mirror=True)
+STRIPES = np.arange(60 * 80, dtype=np.uint8).reshape(60, 80) % 5
 LOOKS = st.builds(
     MultiScale,
     scales=st.sampled_from([(1.0,), (0.5, 1.0), (1.0, 2.0), (0.5, 1.0, 1.5), (1.0, 1.25, 3.0), (0.25, 1.0)]),
@@ -184,10 +186,69 @@ def test_looks_change_scores_and_not_what_comes_after(geometry: str, resolution:
 
 def test_every_head_is_averaged() -> None:
     model = lively("tinyvgg", classes={"out": 5, "more": 3})
-    found = Predictor(model, device="cpu", multiscale=SIX)(noise(40, 60)).labels
-    alone = Predictor(model, device="cpu")(noise(40, 60)).labels
-    assert set(found) == {"out", "more"}
-    assert any((found[name] != alone[name]).any() for name in found)
+    image = random(1, 3, 40, 60).float()
+    with torch.inference_mode():
+        found = averaged(model, image, SIX, strategy=whole)
+        for name, other in (("out", "more"), ("more", "out")):
+            alone = copy.deepcopy(model)
+            del alone.heads[other]
+            torch.testing.assert_close(found[name], averaged(alone, image, SIX, strategy=whole)[name])
+            assert not torch.allclose(found[name], whole(model, image)[name], rtol=0.1)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_every_engine_looks_the_same(engine: str) -> None:
+    pytest.importorskip(engine)
+    model = lively("tinyvgg")
+    want = Predictor(model, device="cpu", precision="32", multiscale=SIX)(noise(41, 60)).labels["out"]
+    found = Predictor(model, device="cpu", precision="32", engine=engine, multiscale=SIX)(noise(41, 60)).labels["out"]
+    assert (found == want).mean() > 0.999
+
+
+def test_a_frame_that_is_kept_for_every_size_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively("tinyvgg", geometry="pad100")
+    ours = Predictor(model, device="cpu", precision="32", multiscale=SIX)
+    first, again = ours(noise(60, 80)).labels["out"], ours(noise(60, 80)).labels["out"]
+    assert len(ours.runner._kept) == 3
+    assert (first == again).mean() > 0.999
+    five = MultiScale(scales=(0.5, 0.75, 1, 1.25, 1.5))
+    many = Predictor(model, device="cpu", precision="32", multiscale=five)
+    many(noise(60, 80))
+    assert len(many.runner._kept) == 5
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_pictures_of_other_channels_are_looked_at(channels: int) -> None:
+    grid = Grid().conv(3, 2, 1)
+    net = nn.Conv2d(channels, 4, 3, 2, 1)
+
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (self.net(x),)
+
+    input = InputConfig(mean=(100.0,) * channels, std=(50.0,) * channels)
+    backbone = Backbone(Maps(), {"last": Tap(4, grid, 0)}, input=input, minimum=4)
+    head = HeadConfig(classes=3, skips=(SkipConfig(tap="last", init="gaussian"),))
+    model = FCN(backbone, {"out": head}).eval()
+    image = random(2, channels, 30, 41).to(torch.uint8)
+    found = averaged(model, image, SIX, strategy=whole)["out"]
+    alone = [averaged(model, one[None], SIX, strategy=whole)["out"][0] for one in image]
+    torch.testing.assert_close(found, torch.stack(alone))
+    # Whole numbers or not, a larger copy of a picture is nearly the same.
+    torch.testing.assert_close(found, averaged(model, image.float(), SIX, strategy=whole)["out"], rtol=0, atol=0.05)
+
+
+def test_small_pictures_side_by_side_never_measure_what_a_net_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whose hooks would see what other threads compute: so a picture is small if its largest look is.
+    monkeypatch.setattr("fullyconv.inference.SMALL", 60 * 80)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("fullyconv.inference.serial_threads", lambda: pytest.fail("in threads"))
+    predictor = Predictor(lively("tinyvgg"), device="cpu", multiscale=MultiScale(scales=(1, 1.5)))
+    assert [s.size for s in predictor.map([noise(60, 80)] * 3)] == [(60, 80)] * 3
 
 
 # --- who asks for it --------------------------------------------------------------------------------------------------
@@ -239,20 +300,23 @@ def test_memory_is_judged_by_the_largest_look(monkeypatch: pytest.MonkeyPatch) -
     assert judged == [(1, 3, 62, 90)]
 
 
+def noisy_data(folder: Path) -> Path:
+    """A data set of a picture of noise, whose labels are stripes of five classes."""
+    for kind in ("images", "labels"):
+        (folder / kind / "val").mkdir(parents=True)
+    images.write_image(folder / "images" / "val" / "a.png", noise(60, 80))
+    images.write_labels(folder / "labels" / "val" / "a.png", STRIPES, Classes.of(*"abcde"))
+    (folder / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    return folder
+
+
 def test_evaluate_looks_as_often_as_it_is_told_and_says_so(tmp_path: Path) -> None:
-    labels = np.arange(60 * 80, dtype=np.uint8).reshape(60, 80) % 5
-    for folder in ("images", "labels"):
-        (tmp_path / folder / "val").mkdir(parents=True)
-    images.write_image(tmp_path / "images" / "val" / "a.png", noise(60, 80))
-    images.write_labels(tmp_path / "labels" / "val" / "a.png", labels, Classes.of(*"abcde"))
-    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
-    model, val = lively("tinyvgg"), fullyconv.dataset("folder", tmp_path, split="val")
+    model, val = lively("tinyvgg"), fullyconv.dataset("folder", noisy_data(tmp_path / "data"), split="val")
     for looks in (None, SIX):
         counts = evaluate(model, val, device="cpu", multiscale=looks)["out"].counts
         found = Predictor(model, device="cpu", multiscale=looks)(noise(60, 80)).labels["out"]
-        assert (counts == np.bincount((5 * labels + found).ravel(), minlength=25).reshape(5, 5)).all()
+        assert (counts == np.bincount((5 * STRIPES + found).ravel(), minlength=25).reshape(5, 5)).all()
     assert protocol(val, multiscale=SIX)["multiscale"] == "scales 0.5, 1, 1.5, mirrored too"
-    assert protocol(val)["multiscale"] == "scales 1"
 
 
 def test_training_scores_single_looks_and_saves_a_model_that_looks_six_times(
@@ -287,7 +351,43 @@ def test_training_scores_single_looks_and_saves_a_model_that_looks_six_times(
     code, _, err = run("predict", out, data / "images/val", "--out", tmp_path / "maps", "--device", "cpu")
     assert code == 0, err
     written = json.loads((tmp_path / "maps" / "results.json").read_text())
-    assert written["multiscale"] == "scales 0.5, 1, 1.5, mirrored too"
+    assert {file["multiscale"] for file in written["files"]} == {"scales 0.5, 1, 1.5, mirrored too"}
+    assert "one look at each; above and below it is scales 0.5, 1, 1.5" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_predict_looks_as_it_is_told(run: Run, tmp_path: Path, tuned: bool) -> None:  # noqa: F811
+    saved = tuned_folder(tmp_path / "m", "onnxruntime") if tuned else checkpoint.save(lively("tinyvgg"), tmp_path / "m")
+    head = next(iter(checkpoint.load(saved).heads))
+    picture = tmp_path / "a.png"
+    images.write_image(picture, noise(60, 80))
+    labels = {}
+    for name, flags, looks in (("once", (), MultiScale()), ("six", ("--scales", "0.5,1,1.5", "--mirror"), SIX)):
+        out = tmp_path / name
+        options = ["--out", out, "--device", "cpu", "--precision", "32"]
+        code, _, err = run("predict", saved, picture, *options, *flags)
+        assert code == 0, err
+        predictor = Predictor.load(saved, device="cpu", precision="32", multiscale=looks)
+        want = predictor(picture).labels[head]
+        (written,) = [p for p in out.glob("a*.png") if len(predictor.classes) == 1 or head in p.name]
+        labels[name] = images.read_values(written)
+        assert (labels[name] == want).mean() > 0.999
+        assert json.loads((out / "results.json").read_text())["files"][0]["multiscale"] == str(looks)
+    assert (labels["once"] != labels["six"]).mean() > 0.01
+
+
+def test_evaluate_looks_as_the_flags_say(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    folder = noisy_data(tmp_path / "data")
+    saved = checkpoint.save(lively("tinyvgg"), tmp_path / "m")
+    val = fullyconv.dataset("folder", folder, split="val")
+    scores = []
+    for flags, looks in (((), MultiScale()), (("--scales", "0.5,1,1.5", "--mirror"), SIX)):
+        code, out, err = run("evaluate", saved, folder, "--device", "cpu", "--json", "-", *flags)
+        assert code == 0, err
+        want = evaluate(checkpoint.load(saved), val, device="cpu", multiscale=looks)["out"].mean_iu
+        scores.append(json.loads(out)["mean_iu"])
+        assert scores[-1] == pytest.approx(want)
+    assert scores[0] != pytest.approx(scores[1])
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
@@ -335,3 +435,24 @@ def test_a_picture_that_is_read_by_rows_is_looked_at_once_and_that_is_said(tmp_p
     assert "looked at once" in str(found)
     once = Predictor(lively("tinyvgg"), device="cpu")(noise(60, 80)).labels["out"]
     assert (images.read_values(tmp_path / "b.png") == once).all()
+
+
+def test_predict_says_which_pictures_were_looked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("fullyconv.folders.LARGE", 60 * 80 - 1)
+    saved = checkpoint.save(lively("tinyvgg"), tmp_path / "m")
+    (tmp_path / "photos").mkdir()
+    for name, side in (("large", 60), ("small", 50)):
+        images.write_image(tmp_path / "photos" / f"{name}.png", noise(side, 80))
+    options = ["--out", tmp_path / "out", "--device", "cpu", "--scales", "0.5,1,1.5", "--mirror"]
+    code, _, err = run("predict", saved, tmp_path / "photos", *options)
+    assert code == 0, err
+    assert "1 of them looked at once, and not at scales 0.5, 1, 1.5, mirrored too: GeoTIFFs and" in err
+    written = json.loads((tmp_path / "out" / "results.json").read_text())["files"]
+    assert {Path(file["input"]).stem: file["multiscale"] for file in written} == {
+        "large": "scales 1",
+        "small": str(SIX),
+    }

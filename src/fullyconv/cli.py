@@ -69,13 +69,16 @@ Scales = Annotated[
     str | None,
     typer.Option(
         metavar="LIST",
-        help="Label each picture by the mean of looks at it at these sizes, 1 among them: 0.5,1,1.5 scores higher "
-        "and takes 3.5 times as long.  [default: the model's own, or 1]",
+        help="Test-time augmentation: label each picture by the mean of looks at it at these sizes, 1 among them. "
+        "0.5,1,1.5 often scores higher and takes 3.5 times as long.  [default: the model's own, or 1]",
     ),
 ]
 Mirror = Annotated[
     bool | None,
-    typer.Option("--mirror/--no-mirror", help="Look at each mirrored, too.  [default: the model's own, or not]"),
+    typer.Option(
+        "--mirror/--no-mirror",
+        help="Look at each mirrored, too, for twice the time.  [default: the model's own, or not]",
+    ),
 ]
 
 
@@ -183,14 +186,14 @@ def train(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Have the trained model label each picture by the mean of looks at it at these sizes, such as "
-            "0.5,1,1.5: scores higher, and predicting takes 3.5 times as long.  [default: 1]",
+            help="Test-time augmentation, saved with the model: it will label each picture by the mean of looks at it "
+            "at these sizes. 0.5,1,1.5 often scores higher, and takes 3.5 times as long.  [default: 1]",
         ),
     ] = None,
     mirror: Annotated[
-        bool | None,
-        typer.Option("--mirror/--no-mirror", help="Have it look at each mirrored, too.  [default: not]"),
-    ] = None,
+        bool,
+        typer.Option("--mirror", help="It will look at each mirrored, too. Of training this changes nothing."),
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything that is random.")] = 0,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits every time on CUDA, too, at some cost in time.")
@@ -314,6 +317,7 @@ def predict(
     """
     from fullyconv.display import counting
     from fullyconv.folders import (
+        LARGE,
         Outcome,
         find_pictures,
         refuse_foreign,
@@ -325,9 +329,8 @@ def predict(
 
     refuse_foreign(out)
     pictures = find_pictures(with_standard_input(inputs), out=out)
-    plain = (
-        strategy != "tiled" and tile is None and not probabilities and batch == 1 and scales is None and mirror is None
-    )
+    once = scales is None and mirror is None
+    plain = strategy != "tiled" and tile is None and not probabilities and batch == 1 and once
     files = [picture.path for picture in pictures]
     quick = (
         open_quick(model, files, engine=engine, precision=precision, device=device, max_pixels=max_pixels)
@@ -338,10 +341,12 @@ def predict(
     if quick is not None:
         predictor = quick
     else:
+        from fullyconv import checkpoint
         from fullyconv.flags import looks_of, strategy_of
         from fullyconv.inference import Predictor
         from fullyconv.tuning import tune as set_allocator
 
+        looks = looks_of(scales, mirror, checkpoint.looks(model))
         set_allocator()
         predictor = Predictor.load(
             model,
@@ -351,8 +356,8 @@ def predict(
             probabilities=probabilities,
             max_pixels=max_pixels,
             engine=engine,
+            multiscale=looks,
         )
-        predictor.multiscale = looks_of(scales, mirror, predictor.multiscale)
     outcomes: list[Outcome] = []
     try:
         with counting("segmenting", len(pictures)) as progress:
@@ -379,7 +384,6 @@ def predict(
                     "fullyconv": __version__,
                     "model": str(model),
                     "strategy": strategy if tile is None else f"{strategy}, tile {tile}",
-                    "multiscale": str(predictor.multiscale),
                     "device": str(predictor.device),
                 },
             )
@@ -387,6 +391,9 @@ def predict(
     kept = f", {count['kept']} kept since they were there (--overwrite writes them again)" if count["kept"] else ""
     failed = f", {count['failed']} failed" if count["failed"] else ""
     print(f"{count['done']} segmented{kept}{failed}: {results}")
+    if single := sum(o.multiscale is not None and o.multiscale != predictor.multiscale for o in outcomes):
+        why = f"GeoTIFFs and pictures of more than {LARGE / 1e6:.0f} Mpx are read by rows"
+        print(f"{single} of them looked at once, and not at {predictor.multiscale}: {why}", file=sys.stderr)
     if count["failed"]:
         raise typer.Exit(1 if count["done"] or count["kept"] else 2)
 

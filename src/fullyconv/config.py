@@ -7,6 +7,7 @@ where it is born, with the dotted path of the setting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -311,6 +312,10 @@ class MultiScale(Config):
     def cost(self) -> float:
         """What prediction costs, in looks at the picture as it is; a scale of 2 has four times its pixels."""
         return sum(scale**2 for scale in self.scales) * (1 + self.mirror)
+
+    def largest(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in pixels of the largest look at a picture of this size."""
+        return math.ceil(max(self.scales) * height), math.ceil(max(self.scales) * width)
 
     def __str__(self) -> str:
         return f"scales {', '.join(f'{scale:g}' for scale in self.scales)}" + (", mirrored too" if self.mirror else "")

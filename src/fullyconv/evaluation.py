@@ -83,12 +83,12 @@ def protocol(
     strategy: Strategy = whole,
     device: str = "auto",
     precision: str = "auto",
-    multiscale: MultiScale | None = None,
+    multiscale: MultiScale,
 ) -> dict[str, Any]:
     """What scores depend on besides the model, as plain data to keep beside them; the arguments are `evaluate`'s.
 
     Args:
-        multiscale: that the predictor had; None: one look at each picture.
+        multiscale: how pictures were looked at; the model's own is `fullyconv.inference.looks_of`.
 
     Raises:
         ConfigError: no such device or precision.
@@ -105,7 +105,7 @@ def protocol(
         "counts": "one confusion matrix over all pictures; void pixels do not count",
         "absent_classes": "without a pixel in the truth: left out of every mean, listed as absent",
         "strategy": _name_of(strategy),
-        "multiscale": str(multiscale or MultiScale()),
+        "multiscale": str(multiscale),
         "precision": computed,
         "device": f"{place} ({kind})",
         "versions": {"fullyconv": __version__, "torch": torch.__version__, "python": platform.python_version()},

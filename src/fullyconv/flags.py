@@ -45,7 +45,7 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
         context=options["context_channels"],
         upsampling="learned" if options["learned_upsampling"] else "fixed",
     )
-    looks = looks_of(options["scales"], options["mirror"], model.multiscale)
+    looks = looks_of(options["scales"], options["mirror"] or None, model.multiscale)
     model = model.model_copy(update={"multiscale": looks})
     budget = {name: options[name] for name in ("minutes", "epochs", "steps") if options[name] is not None}
     plain = ("batch", "lr", "class_weights", "seed", "deterministic", "device", "precision")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fullyconv import images, rasters, records
+from fullyconv.config import MultiScale
 from fullyconv.errors import ConfigError, FullyConvError, ImageError, one_line
 from fullyconv.quick import QuickPredictor
 
@@ -47,6 +48,7 @@ class Outcome:
         size: (height, width) in pixels; None unless done.
         area: for each head the share of each class that occurs, 0..1, largest first.
         notes: what was done to the picture on the way in.
+        multiscale: how it was looked at; None unless done.
         error: why it failed, one line.
     """
 
@@ -56,6 +58,7 @@ class Outcome:
     size: tuple[int, int] | None = None
     area: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    multiscale: MultiScale | None = None
     error: str = ""
 
 
@@ -218,7 +221,8 @@ def segment_files(
     with ThreadPoolExecutor(2, thread_name_prefix="write") as writers:
         pixels = predictor.map(at_once(), batch_size=batch_size, on_error=skip)
         for segmentation in pixels:
-            writing.append(writers.submit(_write, segmentation, by_source[segmentation.source], overwrite))
+            targets_of = by_source[segmentation.source]
+            writing.append(writers.submit(_write, segmentation, targets_of, overwrite, predictor.multiscale))
             yield from unread()
             # A result holds a picture, so only a few may wait for the disk.
             while len(writing) > 4:
@@ -278,7 +282,9 @@ def _stream(predictor: Predictor | QuickPredictor, path: Path, targets: Mapping[
         head: {n: shares[n] for n in sorted(shares, key=lambda n: -shares[n]) if shares[n]}
         for head, shares in result.area.items()
     }
-    return Outcome(path, "done", outputs=dict(targets), size=result.size, area=area, notes=result.notes)
+    return Outcome(
+        path, "done", outputs=dict(targets), size=result.size, area=area, notes=result.notes, multiscale=MultiScale()
+    )
 
 
 def _refuse_to_harm(pictures: Sequence[PictureFile], targets: Mapping[str, Mapping[str, Path]], out: Path) -> None:
@@ -300,7 +306,7 @@ def refuse_escape(target: Path, out: Path) -> None:
         raise ConfigError(f"{target}: a link leads out of {out}; remove it or choose another folder", where="out")
 
 
-def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: bool) -> Outcome:
+def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: bool, multiscale: MultiScale) -> Outcome:
     heads = {"" if len(segmentation.labels) == 1 else f".{head}": head for head in segmentation.labels}
     area = {}
     try:
@@ -327,6 +333,7 @@ def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: b
         size=segmentation.size,
         area=area,
         notes=segmentation.notes,
+        multiscale=multiscale,
     )
 
 
@@ -358,6 +365,8 @@ def write_results(
             record["outputs"] = {kind: target.relative_to(out).as_posix() for kind, target in outcome.outputs.items()}
         if outcome.size is not None:
             record |= {"height": outcome.size[0], "width": outcome.size[1], "area": outcome.area}
+        if outcome.multiscale is not None:
+            record["multiscale"] = str(outcome.multiscale)
         if outcome.notes:
             record["notes"] = list(outcome.notes)
         if outcome.error:

@@ -7,7 +7,6 @@ bands (`fullyconv.dense`). A strategy with options is bound with `functools.part
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -140,7 +139,8 @@ class Predictor:
         self.max_pixels = max_pixels
         self.multiscale = multiscale or looks_of(model)
         autocast(self.device, precision)
-        self.runner = runner(self.model, engine, precision=precision, folder=folder)
+        sizes = 4 * len(self.multiscale.scales)
+        self.runner = runner(self.model, engine, precision=precision, folder=folder, sizes=sizes)
         self.classes = {
             name: model.classes.get(name) or Classes.of(*(f"class {i}" for i in range(head.classes)))
             for name, head in heads_of(model).items()
@@ -255,7 +255,8 @@ class Predictor:
 
         try:
             for batch in chain([one for one in (first, second) if one], batches):
-                height, width = batch[0][1].pixels.shape[:2]
+                # No thread may ask `cost`, whose hooks would see what the others compute.
+                height, width = self.multiscale.largest(*batch[0][1].pixels.shape[:2])
                 if threads > 1 and len(batch) * height * width <= SMALL:
                     computing.append((batch, serial_threads().submit(self._segment, batch)))
                     yield from computed(threads)
@@ -272,11 +273,8 @@ class Predictor:
         with autocast(self.device, self.precision):
             strategy, note = self.strategy, ""
             if strategy is choose:
-                largest = max(self.multiscale.scales)
-                height, width = (math.ceil(largest * pixels) for pixels in stacked.shape[2:])
-                strategy, note = choice(
-                    self.model, stacked.new_empty((*stacked.shape[:2], height, width), device="meta")
-                )
+                size = self.multiscale.largest(stacked.shape[2], stacked.shape[3])
+                strategy, note = choice(self.model, stacked.new_empty((*stacked.shape[:2], *size), device="meta"))
             in_tiles = strategy is tiled or getattr(strategy, "func", None) is tiled
             if in_tiles and not note and (why := why_whole(self.model)):
                 note = f"in tiles, {BLENDED}, since {why}"

@@ -3,7 +3,7 @@
 What a net sees at once is as many pixels as its receptive field; of a smaller copy of the picture that is more of the
 scene, of a larger one more of each thing. Scores are averaged before the last upsampling, on the cells on which the
 picture itself has them: the map of each look is read, bilinearly, where those cells lie in it. So what comes after
-(bands, tiles, labels) is as of one look, and there are never K scores for every pixel.
+(bands, labels) is as of one look, and nothing is averaged at the size of the picture.
 """
 
 from __future__ import annotations
@@ -55,14 +55,16 @@ def averaged(model: FCN, image: Tensor, looks: MultiScale, *, strategy: Strategy
                     there = (seen.shape[2], seen.shape[3])
                     total[name] += read_at(found, head, there, total[name], size, mirrored=mirrored)
                 else:
-                    total[name] = found.clone()  # a recorded net gives the same memory again
+                    total[name] = found.clone()  # an engine may put its next answer where this one is
     return {name: scores / looks.looks for name, scores in total.items()}
 
 
 def resized(image: Tensor, scale: float) -> Tensor:
-    """(B, C, H, W) -> (B, C, scale * H, scale * W), float32, bilinear; a pixel at least."""
+    """(B, C, H, W) -> (B, C, scale * H, scale * W), bilinear; a pixel at least. On the CPU uint8 stays uint8."""
     size = [max(1, round(scale * pixels)) for pixels in image.shape[2:]]
-    return F.interpolate(image.float(), size=size, mode="bilinear", antialias=scale < 1)
+    if image.dtype != torch.uint8 or image.device.type != "cpu":
+        image = image.float()
+    return F.interpolate(image, size=size, mode="bilinear", antialias=scale < 1)
 
 
 def read_at(scores: Tensor, head: Head, seen: Size, cells: Tensor, size: Size, *, mirrored: bool) -> Tensor:

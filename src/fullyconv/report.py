@@ -303,6 +303,7 @@ def write_report(
 
     log, started = read_log(run), checkpoint.read_json(run / "run.json")["started"][-1]
     place = Path(last.data.root).name or last.data.name
+    looks = predictor.multiscale
     sections = [
         f"<h1>{escape(recipe.name)}: {escape(last.model.backbone)} on {escape(place)}</h1>",
         *(f'<p class="lead">{escape(_summary(matrix, len(data)))}</p>' for matrix in total.values()),
@@ -310,7 +311,8 @@ def write_report(
         *(cards(_scores(matrix)) for matrix in total.values()),
         section(
             "How it learnt",
-            "The loss is what training lowers, per pixel; mean IU is the score on pictures that it did not learn from.",
+            "The loss is what training lowers, per pixel; mean IU is the score on pictures that it did not learn from."
+            + (f" It is that of one look at each; above and below it is {looks}." if looks.looks > 1 else ""),
             *(_learning(log, stage.name) for stage in recipe.stages),
         ),
     ]

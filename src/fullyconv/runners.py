@@ -37,7 +37,14 @@ class Driven(FCN):
         return {name: torch.from_numpy(maps) for name, maps in scores.items()}
 
 
-def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os.PathLike[str] | None = None) -> FCN:
+def runner(
+    model: FCN,
+    engine: str,
+    *,
+    precision: str = "auto",
+    folder: str | os.PathLike[str] | None = None,
+    sizes: int = 4,
+) -> FCN:
     """A model that gives the same score maps by another engine; with torch, the model itself or what spares it work.
 
     That is `Graphed` on CUDA, and elsewhere `Margined` in the authors' geometry.
@@ -48,6 +55,7 @@ def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os
         precision: "auto", "32" or "bf16".
         folder: of the model, whose exported trunk is used if it is there; else one is made for the occasion, which
             takes some seconds.
+        sizes: of pictures that come in turns; `Margined` keeps something for each.
 
     Raises:
         ConfigError: no such engine, not installed, or not for this device or precision.
@@ -68,7 +76,7 @@ def runner(model: FCN, engine: str, *, precision: str = "auto", folder: str | os
     if engine == "torch":
         if device.type == "cuda":
             return Graphed(model)
-        return model if model.backbone.border is None else Margined(model)
+        return model if model.backbone.border is None else Margined(model, keep=sizes)
     if not on_cpu:
         raise ConfigError(f"engine: {engine} runs on the CPU; expected device cpu, or engine torch", where="engine")
     if folder is not None and trunk is not None and trunk.exists():
