@@ -192,7 +192,7 @@ def train(
     ] = None,
     mirror: Annotated[
         bool,
-        typer.Option("--mirror", help="It will look at each mirrored, too. Of training this changes nothing."),
+        typer.Option("--mirror", help="The saved model looks at pictures mirrored, too. Training mirrors anyway."),
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything that is random.")] = 0,
     deterministic: Annotated[
