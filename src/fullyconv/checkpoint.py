@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fullyconv import __version__
 from fullyconv.building import build
-from fullyconv.config import Classes, ModelConfig, MultiScale
+from fullyconv.config import Classes, ModelConfig
 from fullyconv.errors import CheckpointError, FullyConvError
 from fullyconv.model import FCN
 from fullyconv.records import flush, read_json, write_json
@@ -133,19 +133,6 @@ def provenance(folder: str | PathLike[str]) -> dict[str, Any]:
     data = read_json(Path(folder) / "config.json")
     found = data.get("provenance", {}) if isinstance(data, dict) else {}
     return found if isinstance(found, dict) else {}
-
-
-def looks(folder: str | PathLike[str]) -> MultiScale:
-    """How a saved model says that pictures are looked at.
-
-    Raises:
-        CheckpointError: there is no model, or its config.json is damaged.
-        ConfigError: it says what cannot be.
-    """
-    path = Path(folder) / "config.json"
-    data = read_json(path)
-    config = data.get("model") if isinstance(data, dict) else None
-    return MultiScale.parse(config.get("multiscale", {}) if isinstance(config, dict) else {}, source=str(path))
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:

@@ -341,22 +341,23 @@ def predict(
     if quick is not None:
         predictor = quick
     else:
-        from fullyconv import checkpoint
+        from fullyconv import checkpoint, inference
         from fullyconv.flags import looks_of, strategy_of
         from fullyconv.inference import Predictor
         from fullyconv.tuning import tune as set_allocator
 
-        looks = looks_of(scales, mirror, checkpoint.looks(model))
         set_allocator()
-        predictor = Predictor.load(
-            model,
+        net = checkpoint.load(model)
+        predictor = Predictor(
+            net,
+            folder=model,
             strategy=strategy_of(strategy, tile),
             device=device,
             precision=precision,
             probabilities=probabilities,
             max_pixels=max_pixels,
             engine=engine,
-            multiscale=looks,
+            multiscale=looks_of(scales, mirror, inference.looks_of(net)),
         )
     outcomes: list[Outcome] = []
     try:

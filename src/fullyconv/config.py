@@ -281,6 +281,9 @@ class StreamConfig(Config):
 class MultiScale(Config):
     """How a picture is looked at when it is labelled: once, or several times, the scores averaged.
 
+    Raises:
+        ConfigError: by `parse`, for scales without 1, listed twice, or beyond 0.1..4.
+
     Example:
         >>> six = MultiScale(scales=(0.5, 1.0, 1.5), mirror=True)
         >>> six.looks, six.cost
