@@ -99,7 +99,22 @@ LAYERS = (
         "studies.timing",
         "studies.contributions",
     },
-    {"cli", "study_cli", "display", "flags", "folders", "__main__"},
+    {"display", "flags", "folders", "commands", "commands.options"},
+    {
+        "commands.train",
+        "commands.predict",
+        "commands.evaluate",
+        "commands.check",
+        "commands.explain",
+        "commands.convert",
+        "commands.demo",
+        "commands.tune",
+        "commands.info",
+        "commands.datasets",
+        "commands.hha",
+        "commands.study",
+    },
+    {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -146,8 +161,6 @@ NEIGHBOURS = {
     "fitting": {"learner", "alarms", "reading"},
     "training": {"fitting", "learner"},
     "demo": {"training", "learner"},
-    "cli": {"display", "flags", "folders", "study_cli"},
-    "study_cli": {"display", "flags"},
     "studies.trials": {"studies.base"},
     "studies.masking": {"studies.base", "studies.trials"},
     "studies.strides": {"studies.base", "studies.trials"},
@@ -161,13 +174,15 @@ NEIGHBOURS = {
     "__main__": {"cli"},
 }
 
+COMMANDS = {name for name in LEVEL if name.startswith("commands.")}
+
 ONLY_IN = {
     "PIL": {"images"},
     "timm": {"backbones"},
     "safetensors": {"weights"},
     "lightning_fabric": {"learner"},
-    "typer": {"cli", "study_cli"},
-    "rich": {"cli", "study_cli", "display"},
+    "typer": {"cli"} | COMMANDS,
+    "rich": {"display"} | COMMANDS,
     "matplotlib": {"report", "studies.base"},
     "torchvision": {"backbones", "transforms"},
     "pydantic": {"config"},

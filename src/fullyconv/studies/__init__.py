@@ -2,7 +2,8 @@
 
 `STUDIES` holds their names and questions; `Study.run` is a study's own function, whose parameters are its options. To
 add one, write a file beside these with a function ``run`` that returns a `fullyconv.studies.base.Result`, name it below
-(``-`` in a name is ``_`` in its file's), and give it a command in ``study_cli.py``. Nothing is imported until it runs.
+(``-`` in a name is ``_`` in its file's), and give it a command in ``commands/study.py``. Nothing is imported until it
+runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``fullyconv study NAME``: one function per study, whose options are its signature.
 
-Like `fullyconv.cli`, of which it is a part, it imports nothing but typer until a study runs.
+Nothing but typer is imported until a study runs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fullyconv.commands.options import Dataset, Device, Json, output_json
 
 if TYPE_CHECKING:
     from fullyconv.studies.base import Result
@@ -30,7 +32,6 @@ Data = Annotated[
     str | None,
     typer.Option("--data", metavar="DIR", help="Folder of pictures and labels.  [default: generated scenes]"),
 ]
-Dataset = Annotated[str, typer.Option(metavar="NAME", help="Kind of data; `fullyconv datasets` lists them.")]
 Backbone = Annotated[
     str | None,
     typer.Option(
@@ -63,7 +64,6 @@ Crop = Annotated[
     typer.Option(metavar="HxW", help="Size of training crops in pixels, or whole.  [default: by the pictures]"),
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of everything that is random.")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -72,20 +72,6 @@ Out = Annotated[
     ),
 ]
 
-
-def writable(path: Path | None) -> Path | None:
-    """A file to be written at the end; refused now if it cannot be, and not after all the work."""
-    if path is not None and str(path) != "-":
-        from fullyconv.records import refuse_unwritable
-
-        refuse_unwritable(path)
-    return path
-
-
-Json = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", callback=writable, help="Write the result as JSON, too; - for stdout."),
-]
 
 Split = Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")]
 Trained = Annotated[
@@ -399,19 +385,15 @@ def _train(name: str, options: Mapping[str, Any], own: Mapping[str, Any] | None 
 
 def show(result: Result, out: Path | None, json: Path | None) -> None:
     """Print what a study found, and write it to the folder ``out`` and, as JSON, to ``json``."""
-    import json as serialise
-
     from rich.console import Console
 
     from fullyconv.display import study_table
-    from fullyconv.records import write_json
 
     paths = [] if out is None else result.write(out)
-    if json is not None and str(json) != "-":
-        write_json(json, result.json())
-        paths.append(json)
+    output_json(json, result.json())
     if str(json) == "-":
-        print(serialise.dumps(result.json(), indent=1, ensure_ascii=False))
         return
+    if json is not None:
+        paths.append(json)
     Console().print(study_table(result))
     print(f"written: {', '.join(str(path) for path in paths)}")
