@@ -13,7 +13,8 @@ from fullyconv.config import Classes
 from fullyconv.datasets import dataset
 from fullyconv.datasets.folder import open_folder
 from fullyconv.findings import Finding
-from fullyconv.images import write_image, write_labels
+from fullyconv.images import write_image
+from fullyconv.labels import write_labels
 
 SIZE = (96, 128)
 

@@ -16,7 +16,8 @@ from fullyconv.config import Classes
 from fullyconv.datasets import Sample, SegmentationDataset, dataset
 from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import DatasetError
-from fullyconv.images import write_image, write_labels
+from fullyconv.images import write_image
+from fullyconv.labels import write_labels
 
 TABLE = Classes.of("ground", "cat", "dog")
 

@@ -22,6 +22,7 @@ import fullyconv
 from fullyconv import checkpoint, cli, images, presets, training
 from fullyconv.building import build
 from fullyconv.config import Classes, FitConfig, Recipe
+from fullyconv.labels import read_labels, write_labels
 
 CLASSES = Classes.of("sky", "road", "cat")
 
@@ -70,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             labels = np.repeat(np.repeat(generator.integers(0, 3, (4, 5), np.uint8), 16, 0), 16, 1)
             pixels = (60 + 70 * labels[..., None] + generator.integers(0, 40, (64, 80, 3))).astype(np.uint8)
             images.write_image(root / "images" / split / f"{i}.png", pixels)
-            images.write_labels(root / "labels" / split / f"{i}.png", labels, CLASSES)
+            write_labels(root / "labels" / split / f"{i}.png", labels, CLASSES)
     return root
 
 
@@ -145,7 +146,7 @@ def test_predict_writes_label_maps_and_says_what_it_did(run: Run, model: Path, p
     found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*"))
     pairs = [f"{name}.{kind}" for name in ("deep/three", "one", "two") for kind in ("overlay.jpg", "png")]
     assert found == sorted(["classes.json", "results.json", *pairs])
-    assert images.read_labels(out / "deep/three.png", classes=CLASSES).shape == (22, 30)
+    assert read_labels(out / "deep/three.png", classes=CLASSES).shape == (22, 30)
 
 
 def test_predict_keeps_what_is_there(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_check_of_clean_data_exits_with_0_and_counts(run: Run, data: Path) -> No
 
 def test_check_of_a_wrong_label_exits_with_1_and_names_it(run: Run, data: Path, tmp_path: Path) -> None:
     root = shutil.copytree(data, tmp_path / "copy")
-    images.write_labels(root / "labels/train/0.png", np.full((64, 80), 3, np.uint8), Classes.of(*"abcd"))
+    write_labels(root / "labels/train/0.png", np.full((64, 80), 3, np.uint8), Classes.of(*"abcd"))
     code, out, _ = run("check", root)
     assert code == 1
     assert "error: " in out
@@ -239,7 +240,7 @@ def test_check_of_a_wrong_label_exits_with_1_and_names_it(run: Run, data: Path, 
 
 def test_check_writes_a_page_an_object_a_finding_and_a_mended_copy(run: Run, data: Path, tmp_path: Path) -> None:
     root = shutil.copytree(data, tmp_path / "copy")
-    images.write_labels(root / "labels/train/0.png", np.full((64, 80), 3, np.uint8), Classes.of(*"abcd"))
+    write_labels(root / "labels/train/0.png", np.full((64, 80), 3, np.uint8), Classes.of(*"abcd"))
     code, out, _ = run(
         "check", root, "--json", tmp_path / "a.json", "--html", tmp_path / "a.html", "--fix", tmp_path / "mended"
     )

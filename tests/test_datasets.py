@@ -19,7 +19,8 @@ from fullyconv.datasets import ABOUT, DATASETS, SegmentationDataset, dataset
 from fullyconv.datasets.folder import Folder, open_folder
 from fullyconv.datasets.voc import CLASSES as VOC
 from fullyconv.errors import ConfigError, DatasetError, ImageError, UnknownName
-from fullyconv.images import write_image, write_labels
+from fullyconv.images import write_image
+from fullyconv.labels import write_labels
 
 SPLITS = ("train", "val")
 TABLE = Classes.of("ground", "cat", "dog")

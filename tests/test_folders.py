@@ -18,6 +18,9 @@ from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import ConfigError
 from fullyconv.folders import Outcome, PictureFile, find_pictures, segment_files, write_results
 from fullyconv.inference import Predictor
+from fullyconv.labels import read_labels
+from fullyconv.opening import read_size
+from fullyconv.values import read_values
 
 CLASSES = Classes.of("sky", "road", "cat")
 
@@ -123,7 +126,7 @@ def test_every_picture_gets_a_label_map_of_its_size(
     outcomes = run(predictor, [tmp_path / "in"], tmp_path / "out")
     assert {o.status for o in outcomes.values()} == {"done"}
     for i, path in enumerate(paths):
-        labels = images.read_labels(tmp_path / "out" / path.name, classes=CLASSES, size=(10 + i, 20))
+        labels = read_labels(tmp_path / "out" / path.name, classes=CLASSES, size=(10 + i, 20))
         np.testing.assert_array_equal(labels, predictor(path).labels["out"])
         assert outcomes[path.name].size == (10 + i, 20)
         assert sum(outcomes[path.name].area["out"].values()) == pytest.approx(1)
@@ -158,7 +161,7 @@ def test_what_exists_is_kept_unless_it_is_to_be_overwritten(
     assert (out / "a.png").read_text() == "precious"
     assert (out / "a.overlay.jpg").exists()
     assert run(predictor, [tmp_path / "in"], out, overwrite=True)["a.png"].status == "done"
-    assert images.read_size(out / "a.png") == (10, 20)
+    assert read_size(out / "a.png") == (10, 20)
 
 
 def test_overlays_and_probabilities_are_written_beside(
@@ -246,7 +249,7 @@ def test_large_pictures_are_streamed_to_the_same_label_maps(
     assert streamed_ == ["b.png", "c.png"]  # of 11 and 12 rows of 20 pixels
     for name in ("a.png", "b.png", "x/c.png"):
         outcome = outcomes[Path(name).name]
-        np.testing.assert_array_equal(*(images.read_values(tmp_path / out / name) for out in ("out", "plain")))
+        np.testing.assert_array_equal(*(read_values(tmp_path / out / name) for out in ("out", "plain")))
         assert (outcome.status, outcome.size) == ("done", plain[Path(name).name].size)
         assert outcome.area["out"] == pytest.approx(plain[Path(name).name].area["out"])
     assert outcomes["d.jpg"].status == "failed"

@@ -27,8 +27,10 @@ from fullyconv.config import Classes
 from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import CONTROL, DatasetError, FullyConvError, ImageError
 from fullyconv.folders import PictureFile, find_pictures, segment_files, write_results
-from fullyconv.images import read_image, read_labels, read_size, write_image, write_labels
+from fullyconv.images import read_image, write_image
 from fullyconv.inference import Predictor
+from fullyconv.labels import read_labels, write_labels
+from fullyconv.opening import read_size
 
 CLASSES = Classes.of(*"abcdefghijkl")
 

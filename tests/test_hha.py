@@ -16,7 +16,8 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import DatasetError
 from fullyconv.hha import NYUD, Camera, decoded, hha, nyud_camera
-from fullyconv.images import read_depth, read_labels
+from fullyconv.labels import read_labels
+from fullyconv.values import read_depth
 
 SIZE = (240, 320)
 CAMERA = nyud_camera(*SIZE)

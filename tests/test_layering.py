@@ -31,7 +31,10 @@ LAYERS = (
         "transforms",
         "caffe",
         "weights",
+        "opening",
         "images",
+        "values",
+        "labels",
         "devices",
         "engines",
         "records",
@@ -134,6 +137,9 @@ NEIGHBOURS = {
     "checking": {"diagnosis", "census", "duplicates", "misfits"},
     "misfits": {"agreement", "diagnosis"},
     "weights": {"caffe", "records"},
+    "images": {"opening"},
+    "values": {"opening"},
+    "labels": {"opening", "values"},
     "model": {"backbones"},
     "datasets": {
         f"datasets.{name}"
@@ -177,7 +183,7 @@ NEIGHBOURS = {
 COMMANDS = {name for name in LEVEL if name.startswith("commands.")}
 
 ONLY_IN = {
-    "PIL": {"images"},
+    "PIL": {"opening", "images", "values", "labels"},
     "timm": {"backbones"},
     "safetensors": {"weights"},
     "lightning_fabric": {"learner"},

@@ -16,7 +16,8 @@ from test_diagnosis import FAULTS, MAP, PICTURE
 
 from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import ConfigError, DatasetError
-from fullyconv.images import read_image, read_labels
+from fullyconv.images import read_image
+from fullyconv.labels import read_labels
 from fullyconv.mending import Mended, mend
 
 

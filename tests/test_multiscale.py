@@ -28,10 +28,12 @@ from fullyconv.errors import ConfigError
 from fullyconv.evaluation import evaluate, protocol
 from fullyconv.geometry import Grid
 from fullyconv.inference import Predictor, choose, tiled, whole
+from fullyconv.labels import write_labels
 from fullyconv.model import FCN
 from fullyconv.multiscale import averaged
 from fullyconv.quick import open_quick
 from fullyconv.streaming import segment_raster
+from fullyconv.values import read_values
 
 SIX = MultiScale(scales=(0.5, 1, 1.5), mirror=True)
 STRIPES = np.arange(60 * 80, dtype=np.uint8).reshape(60, 80) % 5
@@ -305,7 +307,7 @@ def noisy_data(folder: Path) -> Path:
     for kind in ("images", "labels"):
         (folder / kind / "val").mkdir(parents=True)
     images.write_image(folder / "images" / "val" / "a.png", noise(60, 80))
-    images.write_labels(folder / "labels" / "val" / "a.png", STRIPES, Classes.of(*"abcde"))
+    write_labels(folder / "labels" / "val" / "a.png", STRIPES, Classes.of(*"abcde"))
     (folder / "classes.txt").write_text("a\nb\nc\nd\ne\n")
     return folder
 
@@ -370,7 +372,7 @@ def test_predict_looks_as_it_is_told(run: Run, tmp_path: Path, tuned: bool) -> N
         predictor = Predictor.load(saved, device="cpu", precision="32", multiscale=looks)
         want = predictor(picture).labels[head]
         (written,) = [p for p in out.glob("a*.png") if len(predictor.classes) == 1 or head in p.name]
-        labels[name] = images.read_values(written)
+        labels[name] = read_values(written)
         assert (labels[name] == want).mean() > 0.999
         assert json.loads((out / "results.json").read_text())["files"][0]["multiscale"] == str(looks)
     assert (labels["once"] != labels["six"]).mean() > 0.01
@@ -434,7 +436,7 @@ def test_a_picture_that_is_read_by_rows_is_looked_at_once_and_that_is_said(tmp_p
     found = segment_raster(predictor, source, tmp_path / "b.png")
     assert "looked at once" in str(found)
     once = Predictor(lively("tinyvgg"), device="cpu")(noise(60, 80)).labels["out"]
-    assert (images.read_values(tmp_path / "b.png") == once).all()
+    assert (read_values(tmp_path / "b.png") == once).all()
 
 
 def test_predict_says_which_pictures_were_looked_at_once(

@@ -14,6 +14,7 @@ from PIL import Image
 from fullyconv import images, rasters
 from fullyconv.config import Classes
 from fullyconv.errors import ConfigError, ImageError
+from fullyconv.labels import read_labels, write_labels
 
 needs_rasterio = pytest.mark.skipif(not rasters.installed(), reason="rasterio (the extra geo) is not installed")
 CLASSES = Classes.of("sky", "road", "cat")
@@ -193,12 +194,12 @@ def test_a_png_written_by_rows_holds_what_one_written_at_once_does(
     if with_void:
         labels[0, 0] = classes.void
     write(folder / "rows.png", labels, classes, [min(cut, height) for cut in cuts])
-    images.write_labels(folder / "once.png", labels, classes)
+    write_labels(folder / "once.png", labels, classes)
     one, other = Image.open(folder / "rows.png"), Image.open(folder / "once.png")
     assert one.mode == other.mode
     assert one.getpalette() == other.getpalette()
     np.testing.assert_array_equal(np.array(one), np.array(other))
-    np.testing.assert_array_equal(images.read_labels(folder / "rows.png", classes=classes), labels)
+    np.testing.assert_array_equal(read_labels(folder / "rows.png", classes=classes), labels)
 
 
 @needs_rasterio

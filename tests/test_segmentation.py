@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fullyconv import images
 from fullyconv.config import Classes, ClassInfo
 from fullyconv.errors import ConfigError
 from fullyconv.geometry import Grid
+from fullyconv.labels import label_values, read_labels
 from fullyconv.segmentation import ScoreMap, Segmentation
 from fullyconv.upsample import Upsample
 
@@ -50,8 +50,8 @@ def test_it_says_which_classes_it_found_and_how_much_of_each(segmentation: Segme
 
 def test_the_saved_png_holds_ids_and_reads_back(segmentation: Segmentation, tmp_path: Path) -> None:
     path = segmentation.save(tmp_path / "a.png")
-    assert images.label_values(path) == {3: 3, 9: 3}
-    np.testing.assert_array_equal(images.read_labels(path, classes=CLASSES), LABELS)
+    assert label_values(path) == {3: 3, 9: 3}
+    np.testing.assert_array_equal(read_labels(path, classes=CLASSES), LABELS)
 
 
 def test_the_overlay_is_the_picture_at_0_and_the_colours_at_1(segmentation: Segmentation) -> None:

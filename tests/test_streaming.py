@@ -22,8 +22,10 @@ from fullyconv.errors import ConfigError, ImageError
 from fullyconv.geometry import Grid
 from fullyconv.inference import Predictor, tiled, whole
 from fullyconv.model import FCN
+from fullyconv.opening import read_size
 from fullyconv.streaming import choose_tile, label_rows, segment_raster
 from fullyconv.tiling import heads_of, plan
+from fullyconv.values import read_values
 
 
 def streamed(model: FCN, image: Tensor, tile: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -110,7 +112,7 @@ def test_a_file_becomes_the_label_map_that_the_predictor_gives(
     result = segment_raster(predictor, tmp_path / name, tmp_path / "labels.png", tile=tile, on_progress=progress.append)
     expected = predictor(tmp_path / name)
     expected.save(tmp_path / "expected.png")
-    written, whole_ = (images.read_values(tmp_path / f"{n}.png") for n in ("labels", "expected"))
+    written, whole_ = (read_values(tmp_path / f"{n}.png") for n in ("labels", "expected"))
     assert (written == whole_).mean() > 0.9999
     assert result.size == (210, 333)
     assert result.area["out"] == pytest.approx(expected.area(), abs=1e-3)
@@ -130,7 +132,7 @@ def test_several_heads_are_written_in_one_go(tmp_path: Path) -> None:
         segment_raster(model, tmp_path / "a.png", tmp_path / "b.png", head="x")
     targets = {name: tmp_path / f"{name}.png" for name in heads}
     assert segment_raster(model, tmp_path / "a.png", targets, tile=32).outputs == targets
-    assert images.read_size(targets["things"]) == (80, 70)
+    assert read_size(targets["things"]) == (80, 70)
 
 
 def test_a_picture_of_more_pixels_than_the_limit_is_refused(predictor: Predictor, tmp_path: Path) -> None:

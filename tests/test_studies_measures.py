@@ -21,7 +21,7 @@ from fullyconv import building, checkpoint, cli, evaluation, presets
 from fullyconv.config import Classes
 from fullyconv.datasets import dataset
 from fullyconv.errors import ConfigError, DatasetError, ImageError
-from fullyconv.images import write_labels
+from fullyconv.labels import write_labels
 from fullyconv.locate import locate_outputs
 from fullyconv.model import FCN
 from fullyconv.stitching import shift_and_stitch

@@ -501,7 +501,8 @@ def test_scores_that_start_out_large_are_an_alarm() -> None:
 
 
 def test_a_label_outside_the_table_names_the_file_before_training_and_during_it(tmp_path: Path) -> None:
-    from fullyconv.images import write_image, write_labels
+    from fullyconv.images import write_image
+    from fullyconv.labels import write_labels
 
     small, large = Classes.of("a", "b"), Classes.of("a", "b", "c")
     for split in ("train", "val"):

@@ -23,8 +23,9 @@ from fullyconv.diagnosis import diagnose
 from fullyconv.duplicates import overlap
 from fullyconv.errors import DatasetError, ImageError
 from fullyconv.findings import Finding
-from fullyconv.images import SUFFIXES, Form, read_form
+from fullyconv.images import SUFFIXES
 from fullyconv.impressions import Impression, impression
+from fullyconv.opening import Form, read_form
 
 __all__ = ["CheckReport", "Counts", "Finding", "across", "check", "check_splits", "overlap"]
 

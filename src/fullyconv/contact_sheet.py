@@ -14,8 +14,9 @@ from fullyconv.config import voc_colour
 from fullyconv.datasets.base import SegmentationDataset
 from fullyconv.errors import ImageError
 from fullyconv.findings import KINDS, Finding
-from fullyconv.images import SUFFIXES, read_image, read_values
+from fullyconv.images import SUFFIXES, read_image
 from fullyconv.report import Picture, cards, page, section, strip
+from fullyconv.values import read_values
 
 SHOWN = 24
 """Pairs that are shown of a kind; `NAMED` files of a finding are named."""

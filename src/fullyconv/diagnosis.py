@@ -12,7 +12,9 @@ import numpy.typing as npt
 from fullyconv.config import Classes
 from fullyconv.errors import ImageError
 from fullyconv.findings import Finding
-from fullyconv.images import SUFFIXES, read_form, read_image, read_values
+from fullyconv.images import SUFFIXES, read_image
+from fullyconv.opening import read_form
+from fullyconv.values import read_values
 
 MANY = 15
 """More values outside the table than these are taken for blends of others."""

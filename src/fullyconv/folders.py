@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fullyconv import images, rasters, records
 from fullyconv.config import MultiScale
 from fullyconv.errors import ConfigError, FullyConvError, ImageError, one_line
+from fullyconv.opening import MAX_PIXELS, read_size
 from fullyconv.quick import QuickPredictor
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _is_large(path: Path, predictor: Predictor | QuickPredictor) -> bool:
     if _tile_of(predictor.strategy) == 0:
         return False
     try:
-        height, width = images.read_size(path, max_pixels=streaming.MAX_PIXELS)
+        height, width = read_size(path, max_pixels=streaming.MAX_PIXELS)
     except ImageError:
         return False  # `read_image` will say what is wrong
     return height * width > LARGE
@@ -274,7 +275,7 @@ def _stream(predictor: Predictor | QuickPredictor, path: Path, targets: Mapping[
             path,
             wanted,
             tile=_tile_of(predictor.strategy) or None,
-            max_pixels=limit if limit < images.MAX_PIXELS else max(limit, streaming.MAX_PIXELS),
+            max_pixels=limit if limit < MAX_PIXELS else max(limit, streaming.MAX_PIXELS),
         )
     except (OSError, FullyConvError) as error:
         return Outcome(path, "failed", error=one_line(str(error)))

@@ -25,6 +25,7 @@ from fullyconv.devices import autocast, device_of, free_memory, pick_device, ser
 from fullyconv.errors import ConfigError, FullyConvError, ImageError
 from fullyconv.model import FCN
 from fullyconv.multiscale import averaged
+from fullyconv.opening import MAX_PIXELS
 from fullyconv.runners import Driven, runner
 from fullyconv.segmentation import ScoreMap, Segmentation
 from fullyconv.tiling import BLENDED, cost, heads_of, why_whole
@@ -128,7 +129,7 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         probabilities: bool = False,
-        max_pixels: int = images.MAX_PIXELS,
+        max_pixels: int = MAX_PIXELS,
         engine: str = "torch",
         folder: str | os.PathLike[str] | None = None,
         multiscale: MultiScale | None = None,
@@ -155,7 +156,7 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         probabilities: bool = False,
-        max_pixels: int = images.MAX_PIXELS,
+        max_pixels: int = MAX_PIXELS,
         engine: str = "auto",
         backbone: nn.Module | None = None,
         multiscale: MultiScale | None = None,

@@ -24,17 +24,11 @@ from fullyconv.datasets.folder import Folder
 from fullyconv.diagnosis import shift_of
 from fullyconv.errors import ConfigError, DatasetError, ImageError
 from fullyconv.findings import Finding
-from fullyconv.images import (
-    Labels,
-    label_channels,
-    read_form,
-    read_image,
-    read_values,
-    turned,
-    write_image,
-    write_labels,
-)
+from fullyconv.images import read_image, write_image
+from fullyconv.labels import Labels, label_channels, write_labels
+from fullyconv.opening import read_form, turned
 from fullyconv.records import write_json
+from fullyconv.values import read_values
 
 DROPPED = frozenset({"corrupt", "size", "label", "lossy", "void"})
 """Kinds whose pairs are left out, whatever is in them."""

@@ -13,8 +13,10 @@ from fullyconv.config import Classes
 from fullyconv.datasets.base import Sample, SegmentationDataset
 from fullyconv.diagnosis import shift_of
 from fullyconv.findings import Finding
-from fullyconv.images import read_form, read_image, read_values, turned
+from fullyconv.images import read_image
 from fullyconv.impressions import Impression, impression
+from fullyconv.opening import read_form, turned
+from fullyconv.values import read_values
 
 SEAM = 0.12
 """Pixels between two other labels, and between them in number, to one border, from which on a label map is taken for

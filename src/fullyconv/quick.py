@@ -19,6 +19,8 @@ from fullyconv import engines, images, native, rasters, records
 from fullyconv.config import MultiScale
 from fullyconv.engines import Engine, Float, HeadInfo, TrunkInfo
 from fullyconv.errors import FullyConvError
+from fullyconv.labels import Labels
+from fullyconv.opening import MAX_PIXELS, read_size
 from fullyconv.segmentation import Segmentation
 
 MOST_PIXELS = 1024 * 1024
@@ -80,7 +82,7 @@ def open_quick(
     engine: str = "auto",
     precision: str = "auto",
     device: str = "auto",
-    max_pixels: int = images.MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS,
 ) -> QuickPredictor | None:
     """A predictor that never imports torch, or None where only torch will do.
 
@@ -118,7 +120,7 @@ def open_quick(
     )
 
 
-def argmax(library: ctypes.CDLL, scores: Float, head: HeadInfo, size: tuple[int, int]) -> images.Labels:
+def argmax(library: ctypes.CDLL, scores: Float, head: HeadInfo, size: tuple[int, int]) -> Labels:
     """As `fullyconv.dense.argmax`, of one picture: (1, K, h, w) -> (H, W), uint8, or uint16 where K > 255."""
     _, classes, rows, columns = scores.shape
     axes = [np.ascontiguousarray(part) for part in (*head.taps(rows, size[0]), *head.taps(columns, size[1]))]
@@ -145,7 +147,7 @@ def argmax(library: ctypes.CDLL, scores: Float, head: HeadInfo, size: tuple[int,
 def _pixels(path: str | os.PathLike[str], max_pixels: int) -> int:
     """Of a picture file; 0 where it cannot be read, which whoever segments it will say."""
     try:
-        height, width = images.read_size(path, max_pixels=max_pixels)
+        height, width = read_size(path, max_pixels=max_pixels)
     except FullyConvError:
         return 0
     return height * width

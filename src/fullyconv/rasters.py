@@ -30,6 +30,8 @@ from fullyconv import images
 from fullyconv.config import Classes, voc_colour
 from fullyconv.errors import ConfigError, ImageError
 from fullyconv.images import UInt8
+from fullyconv.labels import Labels
+from fullyconv.opening import MAX_PIXELS, Array
 
 Mask = npt.NDArray[np.bool_]
 
@@ -78,7 +80,7 @@ class Source(Protocol):
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], *, max_pixels: int = images.MAX_PIXELS) -> Iterator[Source]:
+def opened(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Iterator[Source]:
     """Open a picture for reading by rows.
 
     Grey, RGB and palettes of 8 bits, and grey and RGB of 16, become what `images.read_image` makes of them. Where a
@@ -307,7 +309,7 @@ def _said(error: BaseException) -> str:
 class Target(Protocol):
     """A label map that is written row by row."""
 
-    def write(self, indices: images.Labels) -> None:
+    def write(self, indices: Labels) -> None:
         """The next rows, (rows, W) channel numbers or void."""
         ...
 
@@ -318,7 +320,7 @@ def created(
 ) -> Iterator[Target]:
     """Create a label map of class ids, .png or .tif, that appears when all rows are written, or not at all.
 
-    A PNG has the classes' colours as palette (16-bit grey where ids are above 255) and is what `images.write_labels`
+    A PNG has the classes' colours as palette (16-bit grey where ids are above 255) and is what `write_labels`
     writes. A TIFF is cloud-optimised (tiles of 512, compressed, with overviews), has the colours as colour table, the
     void id as no-data value and the table of classes as JSON in its tag ``CLASSES``.
 
@@ -368,7 +370,7 @@ class _Ids:
         colours = {i: voc_colour(i) for i in range(256)}
         self.colours = colours | {entry.id: entry.colour for entry in classes.entries if entry.id < 256}
 
-    def __call__(self, indices: images.Labels) -> images.Array:
+    def __call__(self, indices: Labels) -> Array:
         if self.of_void is None and (indices == self.classes.void).any():
             raise ImageError(self.path, f"void pixels, but {self.void} is the id of a class; add a void class")
         return self._table[indices]
@@ -389,7 +391,7 @@ def _png(path: Path, size: tuple[int, int], ids: _Ids, _: Georeference | None) -
         packer = zlib.compressobj(6)
 
         class Rows:
-            def write(self, indices: images.Labels) -> None:
+            def write(self, indices: Labels) -> None:
                 values = ids(indices)
                 rows = values.astype(">u2").view(np.uint8) if ids.wide else values
                 # Every row begins with the filter it was put through: 0, none.
@@ -435,7 +437,7 @@ def _cog(path: Path, size: tuple[int, int], ids: _Ids, place: Georeference | Non
                 class Rows:
                     done = 0
 
-                    def write(self, indices: images.Labels) -> None:
+                    def write(self, indices: Labels) -> None:
                         rows = ids(indices)
                         dataset.write(rows, 1, window=Window(0, self.done, width, len(rows)))
                         self.done += len(rows)

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fullyconv.datasets.base import Sample, SegmentationDataset
 from fullyconv.errors import ImageError, LabelError
-from fullyconv.images import read_size
+from fullyconv.opening import read_size
 from fullyconv.transforms import MEAN, Tensors, collate
 
 Batch = tuple[Tensor, dict[str, Tensor]]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fullyconv import images
 from fullyconv.errors import ConfigError
+from fullyconv.labels import Labels, write_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +61,7 @@ class Segmentation:
         Segmentation(2x2: sky 50.0 %, road 50.0 %)
     """
 
-    labels: dict[str, images.Labels]
+    labels: dict[str, Labels]
     classes: dict[str, Classes]
     image: npt.NDArray[np.uint8]
     source: str = ""
@@ -96,7 +97,7 @@ class Segmentation:
     def save(self, path: str | os.PathLike[str], head: str | None = None) -> Path:
         """Write the label map as a PNG of class *ids* with the classes' colours as palette; returns the path."""
         name = self.head(head)
-        images.write_labels(path, self.labels[name], self.classes[name])
+        write_labels(path, self.labels[name], self.classes[name])
         return Path(path)
 
     def overlay(self, head: str | None = None, *, alpha: float = 0.5) -> npt.NDArray[np.uint8]:

@@ -26,6 +26,7 @@ from fullyconv.config import Classes
 from fullyconv.devices import autocast, free_memory
 from fullyconv.errors import ConfigError, ImageError
 from fullyconv.inference import Predictor
+from fullyconv.labels import Labels
 from fullyconv.model import FCN, Head
 from fullyconv.tiling import BLENDED, Read, Size, bands, cost, heads_of, overlap, plan, why_whole
 from fullyconv.upsample import Interpolate
@@ -134,7 +135,7 @@ def segment_raster(
         done = dict.fromkeys(targets, 0)
         writing: Future[None] | None = None
 
-        def write(parts: Mapping[str, images.Labels]) -> None:
+        def write(parts: Mapping[str, Labels]) -> None:
             for name, labels in parts.items():
                 for row in labels:
                     counts[name] += np.bincount(row, minlength=len(counts[name]))
@@ -165,9 +166,7 @@ def segment_raster(
     )
 
 
-def label_rows(
-    model: FCN, read: Read, size: Size, *, tile: Size, heads: Iterable[str]
-) -> Iterator[dict[str, images.Labels]]:
+def label_rows(model: FCN, read: Read, size: Size, *, tile: Size, heads: Iterable[str]) -> Iterator[dict[str, Labels]]:
     """The label maps of a picture from top to bottom, some rows after each row of tiles.
 
     Args:
@@ -305,7 +304,7 @@ class _LabelRows:
         self._cells: Tensor | None = None
         self._done = 0
 
-    def add(self, scores: Tensor, *, last: bool) -> images.Labels:
+    def add(self, scores: Tensor, *, last: bool) -> Labels:
         """(1, K, rows, w), the next rows of cells -> (rows, W) channel numbers, as many as follow from them."""
         self._cells = scores if self._cells is None else torch.cat([self._cells, scores], 2)
         height, width = self._size
@@ -321,7 +320,7 @@ class _LabelRows:
         self._cells, self._first = self._cells[:, :, first - self._first :].clone(), first
         return labels
 
-    def _argmax(self, cells: Tensor, size: Size) -> images.Labels:
+    def _argmax(self, cells: Tensor, size: Size) -> Labels:
         pixels = self._head.pixels
         if size[0] <= 0:
             return np.zeros((0, size[1]), np.uint8)
@@ -334,7 +333,7 @@ class _LabelRows:
         return labels if self._head.classes <= 255 else labels.astype(np.uint16)
 
 
-def _with_void(labels: images.Labels, void: npt.NDArray[np.bool_], number: int) -> images.Labels:
+def _with_void(labels: Labels, void: npt.NDArray[np.bool_], number: int) -> Labels:
     if number > 255:
         return np.where(void, np.uint16(number), labels.astype(np.uint16))
     return np.where(void, np.uint8(number), labels.astype(np.uint8))

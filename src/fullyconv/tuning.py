@@ -25,6 +25,7 @@ from fullyconv.devices import autocast, computes_bf16
 from fullyconv.engines import EngineName, Measured, Precision, Tuned
 from fullyconv.errors import ConfigError, FullyConvError
 from fullyconv.exporters import export, openvino
+from fullyconv.opening import Array
 from fullyconv.records import writing
 from fullyconv.runners import Driven, runner
 
@@ -146,7 +147,7 @@ def measure(
 
 def _pictures(
     folder: str | Path | None, channels: int, size: tuple[int, int], most: int = MOST_PICTURES
-) -> list[images.Array]:
+) -> list[Array]:
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(4, channels, 8, 8, generator=generator) * 255
@@ -171,7 +172,7 @@ def _pictures(
 def _race(
     folder: Path,
     candidates: Sequence[_Candidate],
-    pictures: Sequence[images.Array],
+    pictures: Sequence[Array],
     size: tuple[int, int],
     rounds: int,
     on_progress: Callable[[str], None],
@@ -255,7 +256,7 @@ def _work(job: dict[str, Any]) -> None:
         run = Driven(model, engines.open_engine(path, engine, precision="auto" if precision == "int8" else precision))
 
     @torch.inference_mode()
-    def labels(picture: images.Array) -> dict[str, images.Array]:
+    def labels(picture: Array) -> dict[str, Array]:
         stacked = torch.from_numpy(picture).permute(2, 0, 1)[None]
         with autocast(torch.device("cpu"), "bf16" if (engine, precision) == ("torch", "bf16") else "32"):
             scores = run.score_maps(stacked)

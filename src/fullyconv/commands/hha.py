@@ -37,7 +37,8 @@ def hha(
     from fullyconv.folders import refuse_escape
     from fullyconv.hha import Camera, nyud_camera
     from fullyconv.hha import hha as compute
-    from fullyconv.images import read_depth, write_image
+    from fullyconv.images import write_image
+    from fullyconv.values import read_depth
 
     given = (fx, fy, cx, cy)
     if any(value is not None for value in given) and None in given:

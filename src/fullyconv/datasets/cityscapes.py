@@ -15,7 +15,7 @@ from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
 from fullyconv.datasets.listed import Files, Listed, Maps, below, find, inside_of
 from fullyconv.errors import DatasetError
-from fullyconv.images import read_values
+from fullyconv.values import read_values
 
 # fmt: off
 LABELS = (

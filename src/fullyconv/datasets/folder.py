@@ -26,7 +26,8 @@ from fullyconv.datasets.listed import inside_of
 from fullyconv.datasets.voc import CLASSES as VOC
 from fullyconv.documents import parse_json, read_text
 from fullyconv.errors import DatasetError, ImageError
-from fullyconv.images import SUFFIXES, label_values, read_labels
+from fullyconv.images import SUFFIXES
+from fullyconv.labels import label_values, read_labels
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "SegmentationClass")

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from fullyconv.errors import ConfigError, DatasetError, ImageError
 from fullyconv.hha import hha, nyud_camera
-from fullyconv.images import read_depth, read_image
+from fullyconv.images import read_image
 from fullyconv.lookup import lookup
+from fullyconv.values import read_depth
 
 CHANNELS: Mapping[str, int] = {"color": 3, "depth": 1, "hha": 3}
 """Inputs by name, and how many channels each is."""

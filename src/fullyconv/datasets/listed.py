@@ -14,7 +14,7 @@ from fullyconv.datasets.base import Sample
 from fullyconv.datasets.inputs import read_inputs
 from fullyconv.documents import read_text
 from fullyconv.errors import DatasetError
-from fullyconv.images import label_channels
+from fullyconv.labels import label_channels
 
 LOOKED_AT = 20
 """Names whose files are looked for when a data set is opened; the others are missed when they are read."""

@@ -26,7 +26,7 @@ from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, fin
 from fullyconv.datasets.mat import read_mat
 from fullyconv.datasets.voc import VOC2010, voc_folders
 from fullyconv.errors import DatasetError, ImageError
-from fullyconv.images import read_values
+from fullyconv.values import read_values
 
 # fmt: off
 CLASSES = Classes.of(

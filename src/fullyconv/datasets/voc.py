@@ -22,7 +22,7 @@ from fullyconv.datasets.inputs import check_inputs
 from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names
 from fullyconv.datasets.mat import read_mat
 from fullyconv.errors import DatasetError
-from fullyconv.images import read_values
+from fullyconv.values import read_values
 
 CLASSES = Classes.of(
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -24,7 +24,7 @@ from fullyconv.config import Classes
 from fullyconv.datasets import SegmentationDataset, dataset
 from fullyconv.errors import ConfigError, DatasetError
 from fullyconv.geometry import Grid
-from fullyconv.images import read_labels
+from fullyconv.labels import read_labels
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.studies.base import Column, Panel, Result, Row
 from fullyconv.upsample import Interpolate
