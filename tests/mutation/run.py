@@ -38,14 +38,15 @@ from mutants import Mutant, mutants
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "fullyconv"
 RESULTS = ROOT / "docs" / "results"
+SURGERY = ["test_surgery", "test_surgery_refusals", "test_edits", "test_postconditions"]
 # The tests that are there for a module; others would kill some mutants too, but later and by chance.
 TESTS = {
     "geometry": ["test_geometry"],
     "metrics": ["test_metrics"],
     "checkpoint": ["test_checkpoint"],
-    "surgery": ["test_surgery", "test_taps"],
-    "edits": ["test_surgery"],
-    "postconditions": ["test_surgery"],
+    "surgery": [*SURGERY, "test_taps"],
+    "edits": SURGERY,
+    "postconditions": SURGERY,
     "dense": ["test_dense", "test_native", "test_fused"],
 }
 ALIVE = ("survived", "not reached")
