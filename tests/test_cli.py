@@ -8,7 +8,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import miniatures as mini
 import numpy as np
 import pytest
+from conftest import Run
 from PIL import Image
 
 import fullyconv
@@ -25,22 +25,6 @@ from fullyconv.config import Classes, FitConfig, Recipe
 from fullyconv.labels import read_labels, write_labels
 
 CLASSES = Classes.of("sky", "road", "cat")
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process; gives the exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as done:
-            cli.main([str(argument) for argument in arguments])
-        said = capfd.readouterr()
-        return int(done.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -56,23 +40,6 @@ def photos(tmp_path: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         images.write_image(folder / name, np.full((20 + i, 30, 3), 50 * i, np.uint8))
     return folder
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of a few small pictures: bright is sky, dark is road."""
-    root = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    (root / "classes.txt").write_text("sky\nroad\ncat\n")
-    for split, count in (("train", 6), ("val", 2)):
-        (root / "images" / split).mkdir(parents=True)
-        (root / "labels" / split).mkdir(parents=True)
-        for i in range(count):
-            labels = np.repeat(np.repeat(generator.integers(0, 3, (4, 5), np.uint8), 16, 0), 16, 1)
-            pixels = (60 + 70 * labels[..., None] + generator.integers(0, 40, (64, 80, 3))).astype(np.uint8)
-            images.write_image(root / "images" / split / f"{i}.png", pixels)
-            write_labels(root / "labels" / split / f"{i}.png", labels, CLASSES)
-    return root
 
 
 # --- all commands -----------------------------------------------------------------------------------------------------

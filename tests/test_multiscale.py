@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from exported import lively, tuned_folder
 from exported import picture as noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import Run, data, run  # noqa: F401 (fixtures)
 from test_inference import nets
 from torch import Tensor, nn
 
@@ -323,8 +323,8 @@ def test_evaluate_looks_as_often_as_it_is_told_and_says_so(tmp_path: Path) -> No
 
 def test_training_scores_single_looks_and_saves_a_model_that_looks_six_times(
     monkeypatch: pytest.MonkeyPatch,
-    run: Run,  # noqa: F811
-    data: Path,  # noqa: F811
+    run: Run,
+    data: Path,
     tmp_path: Path,
 ) -> None:
     looked: list[MultiScale | None] = []
@@ -358,7 +358,7 @@ def test_training_scores_single_looks_and_saves_a_model_that_looks_six_times(
 
 
 @pytest.mark.parametrize("tuned", [False, True])
-def test_predict_looks_as_it_is_told(run: Run, tmp_path: Path, tuned: bool) -> None:  # noqa: F811
+def test_predict_looks_as_it_is_told(run: Run, tmp_path: Path, tuned: bool) -> None:
     saved = tuned_folder(tmp_path / "m", "onnxruntime") if tuned else checkpoint.save(lively("tinyvgg"), tmp_path / "m")
     head = next(iter(checkpoint.load(saved).heads))
     picture = tmp_path / "a.png"
@@ -378,7 +378,7 @@ def test_predict_looks_as_it_is_told(run: Run, tmp_path: Path, tuned: bool) -> N
     assert (labels["once"] != labels["six"]).mean() > 0.01
 
 
-def test_evaluate_looks_as_the_flags_say(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_evaluate_looks_as_the_flags_say(run: Run, tmp_path: Path) -> None:
     folder = noisy_data(tmp_path / "data")
     saved = checkpoint.save(lively("tinyvgg"), tmp_path / "m")
     val = fullyconv.dataset("folder", folder, split="val")
@@ -398,8 +398,8 @@ def test_evaluate_looks_as_the_flags_say(run: Run, tmp_path: Path) -> None:  # n
     [("0.5,x", "unable to parse string as a number, got 'x'"), ("0.5,2", "expected 1 among them"), ("", "got ''")],
 )
 def test_scales_that_cannot_be_are_one_line_that_names_the_flag(
-    run: Run,  # noqa: F811
-    data: Path,  # noqa: F811
+    run: Run,
+    data: Path,
     tmp_path: Path,
     command: str,
     scales: str,
@@ -441,7 +441,7 @@ def test_a_picture_that_is_read_by_rows_is_looked_at_once_and_that_is_said(tmp_p
 
 def test_predict_says_which_pictures_were_looked_at_once(
     monkeypatch: pytest.MonkeyPatch,
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr("fullyconv.folders.LARGE", 60 * 80 - 1)
