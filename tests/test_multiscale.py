@@ -33,6 +33,7 @@ from fullyconv.model import FCN
 from fullyconv.multiscale import averaged
 from fullyconv.quick import open_quick
 from fullyconv.streaming import segment_raster
+from fullyconv.tuning import measure
 from fullyconv.values import read_values
 
 SIX = MultiScale(scales=(0.5, 1, 1.5), mirror=True)
@@ -265,12 +266,28 @@ def test_small_pictures_side_by_side_never_measure_what_a_net_costs(monkeypatch:
         ([1, 5], "expected factors of 0.1 to 4"),
         ([1, float("nan")], "should be a finite number"),
         (["x", 1], "unable to parse string as a number, got 'x'"),
-        ([], "at least 1 item"),
+        ([], "expected 1 among them"),
+        ([1, *(2 + i / 10 for i in range(16))], "17 of them; expected 16 at most"),
     ],
 )
 def test_scales_that_cannot_be_are_refused(scales: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MultiScale.parse({"scales": scales})
+
+
+def test_what_is_no_multiscale_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"multiscale: got \(0.5, 1\); expected a MultiScale"):
+        Predictor(lively("tinyvgg"), device="cpu", multiscale=(0.5, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("looks", "said"), [(SIX, 1), (MultiScale(), 0)])
+def test_tune_says_that_it_times_one_look_of_several(tmp_path: Path, looks: MultiScale, said: int) -> None:
+    config = fullyconv.presets.fcn8s("tinyvgg", classes=3, weights=None).model_copy(update={"multiscale": looks})
+    folder = checkpoint.save(fullyconv.build(config), tmp_path / "model")
+    heard: list[str] = []
+    with pytest.raises(ConfigError, match="nowhere"):
+        measure(folder, pictures="nowhere", on_progress=heard.append)
+    assert heard == [f"one look is timed; this model labels each picture by 6 ({SIX})"][:said]
 
 
 def test_a_saved_model_says_how_pictures_are_looked_at_and_a_predictor_may_say_otherwise(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ class MultiScale(Config):
     """How a picture is looked at when it is labelled: once, or several times, the scores averaged.
 
     Raises:
-        ConfigError: by `parse`, for scales without 1, listed twice, or beyond 0.1..4.
+        ConfigError: by `parse`, for more than 16 scales, none that is 1, one listed twice, or beyond 0.1..4.
 
     Example:
         >>> six = MultiScale(scales=(0.5, 1.0, 1.5), mirror=True)
@@ -290,7 +290,7 @@ class MultiScale(Config):
         (6, 7.0)
     """
 
-    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1, max_length=16)
+    scales: tuple[float, ...] = (1.0,)
     """Factors on the picture's height and width, 0.1..4, 1 among them."""
     mirror: bool = False
     """Look at each mirrored, too, left for right."""
@@ -298,6 +298,8 @@ class MultiScale(Config):
     @field_validator("scales")
     @classmethod
     def _consistent(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if len(scales) > 16:
+            raise ValueError(f"{len(scales)} of them; expected 16 at most")
         if (twice := _twice(scales)) is not None:
             raise ValueError(f"{twice:g} is listed twice")
         if 1.0 not in scales:

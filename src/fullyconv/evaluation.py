@@ -88,7 +88,7 @@ def protocol(
     """What scores depend on besides the model, as plain data to keep beside them; the arguments are `evaluate`'s.
 
     Args:
-        multiscale: how pictures were looked at; the model's own is `fullyconv.inference.looks_of`.
+        multiscale: how pictures were looked at; the model's own is `fullyconv.multiscale.looks_of`.
 
     Raises:
         ConfigError: no such device or precision.

@@ -24,7 +24,7 @@ from fullyconv.config import Classes, MultiScale
 from fullyconv.devices import autocast, device_of, free_memory, pick_device, serial_threads
 from fullyconv.errors import ConfigError, FullyConvError, ImageError
 from fullyconv.model import FCN
-from fullyconv.multiscale import averaged
+from fullyconv.multiscale import averaged, looks_of
 from fullyconv.opening import MAX_PIXELS
 from fullyconv.runners import Driven, runner
 from fullyconv.segmentation import ScoreMap, Segmentation
@@ -114,7 +114,7 @@ class Predictor:
             once where nobody has asked for more.
 
     Raises:
-        ConfigError: no such device, precision or engine, or one that is not installed.
+        ConfigError: no such device, precision or engine, or one that is not installed; no `MultiScale`.
 
     Example:
         >>> predictor = Predictor.load("runs/x/best")            # doctest: +SKIP
@@ -134,6 +134,9 @@ class Predictor:
         folder: str | os.PathLike[str] | None = None,
         multiscale: MultiScale | None = None,
     ) -> None:
+        if multiscale is not None and not isinstance(multiscale, MultiScale):
+            expected = "expected a MultiScale, such as fullyconv.MultiScale(scales=(0.5, 1))"
+            raise ConfigError(f"multiscale: got {multiscale!r}; {expected}", where="multiscale")
         self.device = pick_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.strategy, self.precision, self.keeps_scores = strategy, precision, probabilities
@@ -281,7 +284,9 @@ class Predictor:
                 note = f"in tiles, {BLENDED}, since {why}"
             if self.multiscale.looks == 1:
                 return strategy(self.runner, stacked), note
-            return averaged(self.runner, stacked, self.multiscale, strategy=strategy), note
+            # Every look is made of the picture, so it goes to the device once; in tiles it may be too large for that.
+            picture = stacked if in_tiles else stacked.to(self.device)
+            return averaged(self.runner, picture, self.multiscale, strategy=strategy), note
 
     @torch.inference_mode()
     def _segment(self, batch: Batch) -> list[Segmentation]:
@@ -318,11 +323,6 @@ class Predictor:
             )
             for i, (picture, read) in enumerate(batch)
         ]
-
-
-def looks_of(model: FCN) -> MultiScale:
-    """How a model's config says that pictures are looked at."""
-    return MultiScale() if model.config is None else model.config.multiscale
 
 
 def _raise(_: images.Picture, error: FullyConvError) -> None:

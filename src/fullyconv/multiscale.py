@@ -22,6 +22,11 @@ Strategy = Callable[[FCN, Tensor], dict[str, Tensor]]
 Size = tuple[int, int]
 
 
+def looks_of(model: FCN) -> MultiScale:
+    """How a model's config says that pictures are looked at."""
+    return MultiScale() if model.config is None else model.config.multiscale
+
+
 def averaged(model: FCN, image: Tensor, looks: MultiScale, *, strategy: Strategy) -> dict[str, Tensor]:
     """Score maps of a picture, averaged over looks at it.
 

@@ -25,6 +25,7 @@ from fullyconv.devices import autocast, computes_bf16
 from fullyconv.engines import EngineName, Measured, Precision, Tuned
 from fullyconv.errors import ConfigError, FullyConvError
 from fullyconv.exporters import export, openvino
+from fullyconv.multiscale import looks_of
 from fullyconv.opening import Array
 from fullyconv.records import writing
 from fullyconv.runners import Driven, runner
@@ -107,6 +108,8 @@ def measure(
             raise ConfigError(f"int8: {package} is not installed; pip install 'fullyconv[int8]'", where="int8")
     folder = Path(folder)
     model = checkpoint.load(folder)
+    if (looks := looks_of(model)).looks > 1:
+        on_progress(f"one look is timed; this model labels each picture by {looks.looks} ({looks})")
     # Judged by the pictures that chose its ranges, int8 would look better than it is.
     found = _pictures(pictures, model.channels, size, 2 * MOST_PICTURES if int8 else MOST_PICTURES)
     choosing, shown = (found[::2], found[1::2] or found) if int8 else ([], found)

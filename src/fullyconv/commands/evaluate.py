@@ -51,12 +51,12 @@ def evaluate(
     """
     from rich.console import Console
 
-    from fullyconv import checkpoint, datasets, evaluation, inference
+    from fullyconv import checkpoint, datasets, evaluation, multiscale
     from fullyconv.display import counting, scores_table
     from fullyconv.flags import inputs_of, looks_of, strategy_of
 
     net = checkpoint.load(model)
-    looks = looks_of(scales, mirror, inference.looks_of(net))
+    looks = looks_of(scales, mirror, multiscale.looks_of(net))
     named = inputs_of(inputs) or checkpoint.provenance(model).get("inputs", ["color"])
     pictures = datasets.dataset(dataset, data, split=split, inputs=named)
     chosen = strategy_of(strategy, tile)

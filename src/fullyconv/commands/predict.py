@@ -93,7 +93,7 @@ def predict(
     if quick is not None:
         predictor = quick
     else:
-        from fullyconv import checkpoint, inference
+        from fullyconv import checkpoint, multiscale
         from fullyconv.flags import looks_of, strategy_of
         from fullyconv.inference import Predictor
         from fullyconv.tuning import tune as set_allocator
@@ -109,7 +109,7 @@ def predict(
             probabilities=probabilities,
             max_pixels=max_pixels,
             engine=engine,
-            multiscale=looks_of(scales, mirror, inference.looks_of(net)),
+            multiscale=looks_of(scales, mirror, multiscale.looks_of(net)),
         )
     outcomes: list[Outcome] = []
     try:
