@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from impulse import check_grid, dependence
+from rarefiable import Do
 from torch import Tensor, nn
 
 from fullyconv.errors import AlignmentError, SurgeryError
@@ -20,17 +21,6 @@ from fullyconv.locate import Lost, Place, locate, locate_outputs, positions
 from fullyconv.tracing import trace
 
 C = 2
-
-
-class Do(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.layers)
 
 
 def place_of(net: nn.Module, size: int = 64, channels: int = C) -> Place | Lost | None:

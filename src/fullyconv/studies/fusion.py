@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fullyconv.config import Classes, InputConfig
+from fullyconv.config import InputConfig
 from fullyconv.datasets import Sample, SegmentationDataset, dataset
 from fullyconv.datasets.inputs import CHANNELS, check_inputs
 from fullyconv.events import Event
 from fullyconv.presets import fcn, late_fusion
 from fullyconv.sampling import evenly
+from fullyconv.studies.altered import Altered
 from fullyconv.studies.base import SCORES, Column, Result, Row
 from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, learn, ordering
 
@@ -48,7 +48,7 @@ PUBLISHED = tuple(
 
 
 @dataclass(frozen=True)
-class Relief:
+class Relief(Altered):
     """Generated scenes with depth and HHA drawn from their labels, so that the study runs where no camera was.
 
     Each kind of thing stands up from the ground by a height of its own, with noise on all pixels. It shows that the
@@ -59,35 +59,14 @@ class Relief:
         inputs: what a picture is made of.
     """
 
-    data: SegmentationDataset
     inputs: tuple[str, ...]
 
     @property
-    def name(self) -> str:
-        return self.data.name
+    def remark(self) -> str:
+        return "their depth is drawn from the labels"
 
-    @property
-    def split(self) -> str:
-        return self.data.split
-
-    @property
-    def classes(self) -> Mapping[str, Classes]:
-        return self.data.classes
-
-    @property
-    def names(self) -> Sequence[str]:
-        return self.data.names
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return (*self.data.notes, "their depth is drawn from the labels")
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Make scene ``index`` with its channels."""
-        sample = self.data[index]
+    def alter(self, sample: Sample, index: int) -> Sample:
+        """Give scene ``index`` its channels."""
         labels = sample.labels["out"]
         heights = 40.0 + 12.0 * np.where(labels == self.classes["out"].void, 0, labels)
         heights += np.random.default_rng(index).normal(0, 20.0, labels.shape)
@@ -100,10 +79,6 @@ class Relief:
             "hha": np.stack([5e4 / depth, heights, steep], axis=2).clip(0, 255).astype(np.uint8),
         }
         return Sample(sample.name, np.concatenate([layers[name] for name in self.inputs], axis=2), sample.labels)
-
-    def paths(self, index: int) -> tuple[Path | None, ...]:
-        """No files."""
-        return self.data.paths(index)
 
 
 def open_relief(

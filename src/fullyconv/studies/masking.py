@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fullyconv.config import Classes, InputConfig
+from fullyconv.config import InputConfig
 from fullyconv.datasets import Sample, SegmentationDataset, dataset
 from fullyconv.errors import ConfigError
 from fullyconv.evaluation import evaluate
@@ -19,6 +18,7 @@ from fullyconv.lookup import lookup
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
 from fullyconv.presets import fcn
+from fullyconv.studies.altered import Altered
 from fullyconv.studies.base import Column, Result, Row
 from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn, ordering
 
@@ -51,7 +51,7 @@ MASKS: Mapping[Kept, str] = {
 
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(Altered):
     """A data set whose pictures are masked by their own labels; see `SegmentationDataset`.
 
     Attributes:
@@ -69,38 +69,16 @@ class Masked:
         [124, 116, 104]
     """
 
-    data: SegmentationDataset
     kept: Kept
     background: tuple[int, ...]
     mask: tuple[int, ...]
 
     @property
-    def name(self) -> str:
-        return self.data.name
+    def remark(self) -> str:
+        return f"of each picture is left: {self.kept}" if self.kept != "all" else ""
 
-    @property
-    def split(self) -> str:
-        return self.data.split
-
-    @property
-    def classes(self) -> Mapping[str, Classes]:
-        return self.data.classes
-
-    @property
-    def names(self) -> Sequence[str]:
-        return self.data.names
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Those of the data set, and what is left of its pictures."""
-        return (*self.data.notes, *([f"of each picture is left: {self.kept}"] if self.kept != "all" else []))
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read and mask sample ``index``; raises `ImageError` where a file cannot be used."""
-        sample = self.data[index]
+    def alter(self, sample: Sample, index: int) -> Sample:
+        """Mask a sample."""
         if self.kept == "all":
             return sample
         head, truth = next(iter(sample.labels.items()))
@@ -114,10 +92,6 @@ class Masked:
             left = before if self.kept == "foreground" else behind
             image[left] = sample.image[left]
         return Sample(sample.name, image, sample.labels, sample.notes)
-
-    def paths(self, index: int) -> tuple[Path | None, ...]:
-        """Those of the picture and labels that are masked."""
-        return self.data.paths(index)
 
 
 def mask_colour(input: InputConfig) -> tuple[int, ...]:
