@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fullyconv import display
 from fullyconv.config import Published
-from fullyconv.display import TrainingDisplay, counts_table, published_table, scores_table
+from fullyconv.display import TrainingDisplay, counting, counts_table, published_table, scores_table
 from fullyconv.events import Alarm, Evaluated, Said, Saved, Step
 from fullyconv.metrics import ConfusionMatrix
 
@@ -106,3 +106,17 @@ def test_the_table_of_counts_leaves_void_out_of_the_shares() -> None:
     assert "3,000" in text
     assert "75.0" in text
     assert "500" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_counts_on_a_terminal_and_a_log_holds_what_is_said_alone(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
+    monkeypatch.setattr(display, "Console", lambda **_: console)
+    with counting("pictures", 3) as progress:
+        progress.advance(progress.task_ids[0])
+        progress.console.print("skipped: a.png")
+    assert "skipped: a.png" in stream.getvalue()
+    assert ("1/3" in stream.getvalue()) == terminal

@@ -103,7 +103,7 @@ def test_a_value_outside_the_table_names_file_value_and_pixels(tmp_path: Path) -
         ([1, 2, 3], "shifted by one"),
         ([0, 100, 200], "multiples of 100: was the map stretched"),
         (range(60), "resized with interpolation"),
-        ([0, 4], "add them to the table"),
+        ([0, 4], "if the table is yours \\(classes.json\\), add them, or mark them as ignored there"),
     ],
 )
 def test_the_likely_cause_of_wrong_values_is_named(tmp_path: Path, values: list[int], hint: str) -> None:

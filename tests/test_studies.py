@@ -30,6 +30,7 @@ from fullyconv.studies import STUDIES, study, trials
 from fullyconv.studies.base import SCORES, Column, Panel, Result, Row
 from fullyconv.studies.fusion import measured, open_relief
 from fullyconv.studies.masking import SHAPE, Kept, Masked, foreground_iu, mask_colour
+from fullyconv.studies.sampling import against
 from fullyconv.studies.trials import Clock, Learnt, Setup, learn, ordering, smooth
 
 TINY = "count=3 size=64x64"
@@ -344,6 +345,9 @@ def test_momentum_gives_each_picture_one_rate_and_each_way_as_many_pictures(foun
     assert all(fit.batch == 1 and fit.reduction == "mean" and not fit.ema for fit in fits.values())
     at = [column.name for column in result.columns].index("pictures")
     assert [row.values[at] for row in result.rows] == [20, 20, 20]
+    highest = max(result.rows, key=lambda row: row.values[2])
+    said = [note for note in result.notes if note.startswith(f"The highest here is {highest.name}")]
+    assert len(said) == (highest.name != "heavy")
     with pytest.raises(ConfigError, match=r"--rate: got -1; expected a rate above 0"):
         study("momentum").run(Setup(weights=None), rate=-1)
 
@@ -399,12 +403,34 @@ def test_a_setup_is_refused_where_it_makes_no_sense(tmp_path: Path) -> None:
 
 
 def test_orders_are_told_as_they_are() -> None:
-    rows = [Row("a", [1.0]), Row("b", [2.0]), Row("c", [2.0])]
+    rows = [Row("a", [10.0]), Row("b", [20.0]), Row("c", [20.0]), Row("d", [20.9])]
+    alike = "b (20.0) and c (20.0) are within a point of each other, of which one seed says nothing."
     assert ordering(rows, ["a", "b"], 0, "why") == "The papers' order appears: a < b."
     assert ordering(rows, ["b", "a", "c"], 0, "why") == (
-        "The papers have b < a < c; here a (1.0) is not above b (2.0): why."
+        "The papers have b < a < c; here a (10.0) is not above b (20.0): why."
     )
-    assert "c (2.0) is not above b (2.0)" in ordering(rows, ["a", "b", "c"], 0, "why")
+    assert ordering(rows, ["a", "b", "c"], 0, "why") == (
+        f"The papers' order appears: a < b < c, as far as it can be told. {alike}"
+    )
+    assert ordering(rows, ["b", "c", "a"], 0, "why", papers=["x", "y", "z"]) == (
+        f"The papers have x < y < z; here a (10.0) is not above c (20.0): why. {alike}"
+    )
+    assert "d (20.9) and c (20.0) are within a point" in ordering(rows, ["a", "d", "c"], 0, "why")
+
+
+def test_what_is_against_the_paper_is_told() -> None:
+    def rows(*ious: float) -> list[Row]:
+        return [Row(name, [0.0, 0.0, iou, 0.0]) for name, iou in zip(("whole", "half", "quarter"), ious, strict=True)]
+
+    assert against(rows(60, 60.9, 55), timed=False) == (
+        "As in the paper, sampling brings nothing: in equally many steps none is above whole (60.0) by more than a "
+        "point."
+    )
+    told = against(rows(16.3, 31.1, 10), timed=False)
+    assert told.startswith("Against the paper, half (31.1) end above whole (16.3) in equally many steps")
+    assert "half (31.1) and quarter (31.4) end above whole (16.3) in equal times: the budget is short." in against(
+        rows(16.3, 31.1, 31.4), timed=True
+    )
 
 
 @given(st.integers(1, 900), st.integers(1, 50))

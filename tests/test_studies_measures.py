@@ -6,10 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import miniatures as mini
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from conftest import Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -162,6 +164,27 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path, tmp_path: Path) -> No
         LabelFiles.of(folder, 300)
     with pytest.raises(ImageError, match=r"a\.png.*15.*expected ids 0\.\.4"):
         upper_bounds(LabelFiles.of(folder, 5))
+
+
+def test_a_wrong_label_is_one_line(run: Run, folder: Path) -> None:
+    code, _, err = run("study", "upper-bound", "--labels", folder, "--classes", 5)
+    assert code == 2
+    assert err.startswith(f"fullyconv: error: {folder / 'a.png'}: ")
+    assert err.count("\n") == 1
+
+
+def test_labels_of_nothing_but_void_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 9), 255, np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match="masks: no pixel of 1 label maps has a class; all are void"):
+        study("upper-bound").run(LabelFiles.of(tmp_path, 21), data="masks")
+
+
+def test_of_several_labels_the_ones_that_are_taken_are_named(tmp_path: Path) -> None:
+    root = mini.siftflow(tmp_path, trainval=["coast_a1", "forest_b2"], test=["street_c3"])
+    maps = LabelsOf.of("siftflow", str(root), "test")
+    notes = " ".join(study("upper-bound").run(maps).notes)
+    assert "Of the labels semantic, geometric, these are semantic." in notes
+    assert "Void counts as class 0, 'awning'" in notes
 
 
 def test_real_masks_of_voc_are_bounded_as_the_paper_orders_them(shared: Path) -> None:

@@ -120,7 +120,11 @@ class TrainingDisplay:
 
 @contextmanager
 def counting(what: str, total: int | None) -> Iterator[Progress]:
-    """A bar on stderr that counts things; its first task is the count, ``progress.advance(progress.task_ids[0])``."""
+    """A bar on stderr that counts things; its first task is the count, ``progress.advance(progress.task_ids[0])``.
+
+    None where stderr is no terminal, so that nothing but what went wrong lies in a log.
+    """
+    console = Console(stderr=True, highlight=False)
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),
@@ -128,7 +132,8 @@ def counting(what: str, total: int | None) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True, highlight=False),
+        console=console,
+        disable=not console.is_terminal,
     )
     with progress:
         progress.add_task(what, total=total)

@@ -134,6 +134,9 @@ def write_labels(path: str | PathLike[str], indices: Array, classes: Classes) ->
     save(path, image, "PNG", {"compress_level": 3})
 
 
+YOURS = "if the table is yours (classes.json), add them"
+
+
 @dataclass(frozen=True)
 class _Lookup:
     """From ids and colours to channels, as arrays."""
@@ -187,9 +190,9 @@ def _outside(values: Array, known: npt.NDArray[np.bool_], classes: Classes) -> s
     more = f" and {len(bad) - len(most)} more" if len(bad) > len(most) else ""
     kind = ("colour" if coloured else "value") + ("s" if len(bad) > 1 else "")
     if coloured:
-        expected = "the colours of the table of classes (classes.json)"
+        expected = "the colours of the table of classes"
         grey = bool((values == values[..., :1]).all())
-        hint = "all are grey: if these are ids, save them in one channel" if grey else "add them to the table"
+        hint = "all are grey: if these are ids, save them in one channel" if grey else YOURS
     else:
         ids = classes.index_of_id()
         void = [i for i in ids if ids[i] == classes.void]
@@ -206,7 +209,7 @@ def _hint(present: list[int], bad: list[Any], largest: int) -> str:
         return "so many look like a map resized with interpolation: resize labels with nearest neighbour"
     if bad == [largest + 1] and present[0] > 0:
         return "0 does not occur: are the ids shifted by one?"
-    return "add them to the table, or mark them as ignored there"
+    return f"{YOURS}, or mark them as ignored there"
 
 
 def _ranges(ids: list[int]) -> str:

@@ -123,9 +123,10 @@ def ways(model: FCN, *, denser: Sequence[int] = DENSER) -> list[Way]:
         ConfigError: the model reads several taps, or a factor does not divide its stride.
         SurgeryError: the net cannot be rarefied; says where and why.
     """
-    net = Scores(model).eval()
     (head,) = heads_of(model).values()
     stride = int(head.grid.stride)
+    # Traced like the rarefied ones, which computes no map that nobody reads: else it would seem to take more memory.
+    net = rarefy(Scores(model), stride=stride, channels=model.channels).eval()
     found = [Way("deconvolution", stride, 1, model, net, head.pixels)]
     for factor in denser:
         if stride % factor:
@@ -337,7 +338,7 @@ def run(
         ],
         rows=rows,
         paper=PAPER,
-        data=setup.described(some),
+        data=setup.described(some, of=len(opened)),
         net=described,
         minutes=clock.minutes,
         seed=setup.seed if model is None else None,

@@ -83,14 +83,16 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
             names,
             2,
             "every way has the same budget here, so stages share what 32s has for itself; the papers gave each stage "
-            "days, and one seed says nothing of differences of a point",
+            "days",
+            papers=["32s-fixed", "32s", "16s", "8s"],
         ),
         f"In stages, each of {middle}s and {fine}s has an equal part of the budget for itself and for those before.",
     ]
     if coarse != 32:
-        notes.append(
+        notes.insert(
+            0,
             f"The coarsest map of {setup.net} has stride {coarse}, so {coarse}s, {middle}s and {fine}s stand for the "
-            "papers' 32s, 16s and 8s."
+            "papers' 32s, 16s and 8s.",
         )
     if any(skip.context for head in variants[0].parts[0].model.heads.values() for skip in head.skips):
         notes.append(

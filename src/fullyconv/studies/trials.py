@@ -41,6 +41,8 @@ TRUNK = 0.1
 """Factor on the rate of a backbone that starts from trained weights. At the full rate a coarse net forgets more than it
 learns in a few hundred steps: FCN-16s on SqueezeNet 1.0, 250 steps on CamVid, has a mean IU of 31, and of 41 with this.
 """
+NEAR = 1.0
+"""Points of mean IU, between which one seed does not tell."""
 NEVER = 1_000_000_000
 
 
@@ -135,12 +137,13 @@ class Setup:
             write_weights(path, classifier.state_dict(), {"made_by": "fullyconv study"})
         return str(path)
 
-    def described(self, scored: SegmentationDataset) -> str:
-        """The data in words."""
+    def described(self, scored: SegmentationDataset, *, of: int = 0) -> str:
+        """The data in words; ``of`` how many pictures, where not all were scored."""
         kind, root = self.source
         demonstration = "generated scenes (to see it work; --data and a longer budget give numbers that mean something)"
         name = demonstration if kind == "scenes" else f"{Path(root).name} ({kind})"
-        return f"{name}, scored on the {len(scored)} pictures of {scored.split} at native size"
+        drawn = f"{len(scored)} of the {of}" if of > len(scored) else f"the {len(scored)}"
+        return f"{name}, scored on {drawn} pictures of {scored.split} at native size"
 
     @property
     def notes(self) -> list[str]:
@@ -308,26 +311,36 @@ def classes_of(setup: Setup) -> dict[str, int]:
     return {head: len(table) for head, table in setup.open("train").classes.items()}
 
 
-def ordering(rows: Sequence[Row], names: Sequence[str], at: int, why: str) -> str:
-    """Whether rows come in the order that the papers have, in a sentence.
+def ordering(rows: Sequence[Row], names: Sequence[str], at: int, why: str, *, papers: Sequence[str] = ()) -> str:
+    """Whether rows come in the order that the papers have, in a sentence or two.
 
     Args:
         rows: those measured.
         names: of rows, from the lowest to the highest that the papers have.
-        at: which value is compared.
+        at: which value is compared, in %.
         why: what may be the reason where the order is another.
+        papers: what the papers call them, where that is something else.
 
     Example:
-        >>> ordering([Row("32s", [60.0]), Row("16s", [59.0])], ["32s", "16s"], 0, "the budget is short")
-        'The papers have 32s < 16s; here 16s (59.0) is not above 32s (60.0): the budget is short.'
+        >>> ordering([Row("32s", [60.0]), Row("16s", [58.0])], ["32s", "16s"], 0, "the budget is short")
+        'The papers have 32s < 16s; here 16s (58.0) is not above 32s (60.0): the budget is short.'
     """
     values = {row.name: row.values[at] for row in rows}
-    said = " < ".join(names)
     found = [(name, value) for name in names if isinstance(value := values[name], int | float)]
-    breaks = [f"{high} ({b:.1f}) is not above {low} ({a:.1f})" for (low, a), (high, b) in pairwise(found) if b <= a]
-    if not breaks:
-        return f"The papers' order appears: {said}."
-    return f"The papers have {said}; here {', '.join(breaks)}: {why}."
+    breaks, near = [], []
+    for (low, a), (high, b) in pairwise(found):
+        if abs(b - a) <= NEAR:
+            near.append(f"{low} ({a:.1f}) and {high} ({b:.1f})")
+        elif b < a:
+            breaks.append(f"{high} ({b:.1f}) is not above {low} ({a:.1f})")
+    said = " < ".join(papers or names)
+    order = (
+        f"The papers have {said}; here {', '.join(breaks)}: {why}." if breaks else f"The papers' order appears: {said}."
+    )
+    if not near:
+        return order
+    alike = f"{' and '.join(near)} are within a point of each other, of which one seed says nothing."
+    return f"{order if breaks else order.removesuffix('.') + ', as far as it can be told.'} {alike}"
 
 
 def smooth(points: Sequence[tuple[float, float]], span: int) -> list[tuple[float, float]]:

@@ -211,22 +211,30 @@ def run(
         data: what they are, in words.
         strides: of the output, in pixels.
         on_progress: as for `upper_bounds`.
+
+    Raises:
+        DatasetError: all pixels are void.
     """
     started = time.monotonic()
     matrices = upper_bounds(maps, strides, on_progress=on_progress)
+    if not any(int(matrix.counts.sum()) for matrix in matrices.values()):
+        raise DatasetError(f"{data or 'label maps'}: no pixel of {len(maps)} label maps has a class; all are void")
     bounds = {stride: 100 * matrix.mean_iu for stride, matrix in matrices.items()}
     both = [stride for stride in strides if stride in PUBLISHED]
     apart = sum(abs(bounds[s] - PUBLISHED[s]) for s in both) / len(both) if both else 0.0
     absent = next(iter(matrices.values())).absent
     way = (
         "Each class's map is shrunk with an antialiased triangle filter, enlarged bilinearly, and the largest wins. "
-        "Void counts as class 0 when labels are shrunk, and not at all when they are scored."
+        f"Void counts as class 0, {maps.classes.names[0]!r}, when labels are shrunk, and not at all when they are "
+        "scored."
     )
     beside = (
         "The published row is of a subset of PASCAL VOC 2011 val, and other pictures have other bounds. These "
         f"{len(maps)} maps lie {apart:.1f} points from it on average."
     )
     notes = [way, beside]
+    if isinstance(maps, LabelsOf) and len(heads := maps.data.classes) > 1:
+        notes.append(f"Of the labels {', '.join(heads)}, these are {maps.head}.")
     if absent:
         notes.append(f"{len(absent)} of {len(maps.classes)} classes do not occur and are left out of the means.")
     return UpperBound(
