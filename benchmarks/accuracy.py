@@ -8,10 +8,10 @@ own size (`fullyconv.metrics.ConfusionMatrix`). Who competes, and with which set
 ``learning.py`` (ours) and ``peers.py``. Starting weights are only given to those that say ImageNet.
 
 First a pace is measured: a few take turns, a step each, with all threads, one of them in every group, and the median of
-several rounds counts; the pictures' transforms are part of a step. Then each has ``60 * minutes / pace`` steps, over
-which its schedule runs. So a result repeats, and does not depend on what else the machine does meanwhile; two may even
-train at a time. Scoring is outside the budget. What is scored is the last model, not the best on val, so val chooses
-nothing.
+several rounds counts, after some that do not; the pictures' transforms are part of a step. Then each has
+``60 * minutes / pace`` steps, over which its schedule runs. So a result repeats, and does not depend on what else the
+machine does meanwhile; two may even train at a time. Scoring is outside the budget. What is scored is the last model,
+not the best on val, so val chooses nothing.
 
 The curve is scored on some pictures of val, drawn at even distances; the last score on all of it. Whoever has finished
 is kept in ``benchmarks/results/accuracy-NAME-MINUTESmin.json`` and not trained again. ``--table`` writes that file, a
@@ -52,6 +52,8 @@ POINTS = 6
 DRAWN = 34
 """Pictures of val that the points before the last are scored on."""
 PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "transformers", "ultralytics")
+WARM = 4
+"""Steps before the pace is measured: those of large nets take up to half as long again at first."""
 TOGETHER = 4
 """How many take turns; one of them alone, Ultralytics with 39 classes, holds 12 GB."""
 Found = dict[str, Any]
@@ -136,7 +138,9 @@ def measure(names: Sequence[str], task_of: Callable[[int], Task], known: Mapping
         reference, group = next(iter(known), None), names[at : at + TOGETHER]
         running = [*([] if reference is None else [reference]), *group]
         makers = {name: partial(_stepper, name, task) for name in running}
-        found = {n: t.median_ms / 1000 for n, t in take_turns(makers, threads=threads, rounds=rounds).items()}
+        found = {
+            n: t.median_ms / 1000 for n, t in take_turns(makers, threads=threads, rounds=rounds, warm=WARM).items()
+        }
         factor = 1.0 if reference is None else known[reference] / found[reference]
         known |= {name: factor * found[name] for name in group}
     return known
@@ -221,6 +225,13 @@ def rows(found: Found) -> list[str]:
     return lines
 
 
+def classes(found: Found) -> str:
+    """How many classes there are, and how many of them val has."""
+    scores = next((one["scores"] for one in found["competitors"].values() if "scores" in one), {})
+    absent = scores.get("absent", [])
+    return f"{found['classes']} classes" + (f", of which val has all but {', '.join(absent)}" if absent else "")
+
+
 def page(found: Found, name: str) -> str:
     """The text beside the figure."""
     on = found["machine"]
@@ -231,10 +242,11 @@ def page(found: Found, name: str) -> str:
             f"# {found['data']}, {found['minutes']:g} minutes",
             "",
             f"`{found['command']}`: {found['train']} pictures to learn from, {found['val']} of val scored at their own",
-            f"size, {found['classes']} classes, seed {found['seed']}. {on['cpu']}, {on['cores']} cores; {packages}.",
+            f"size, {classes(found)}, seed {found['seed']}. {on['cpu']}, {on['cores']} cores; {packages}.",
             "",
             "Each has as many steps as fit into the minutes by the pace all showed in turns; the machine's load was",
-            f"{found['pace_load']} as they began, and on a busy machine there are fewer steps for all.",
+            f"{found['pace_load']} as they began. What training then took, with a share of the threads each, is",
+            "`trained_s` in the JSON.",
             "The last model is scored, so val chooses no model. But ours have defaults that were found on CamVid's val",
             "(docs/results.md), and the others what their documentation says, which mostly starts from ImageNet's",
             "weights; here only those that say ImageNet do. One seed: a point between two says little. Settings and",
@@ -282,7 +294,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="one of: " + "; ".join(COMPETITORS))
     parser.add_argument("--jobs", type=int, default=1, help="competitors that train at a time, with a thread each")
-    parser.add_argument("--rounds", type=int, default=3, help="steps of each that its pace is the median of")
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each that its pace is the median of")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="only write table and figure to docs/results")
     options = parser.parse_args()

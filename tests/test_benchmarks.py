@@ -270,7 +270,8 @@ def test_a_pace_that_is_measured_later_is_put_beside_the_first(
     accuracy, turns = scripts["accuracy"], scripts["common"].Turns
     asked: list[list[str]] = []
 
-    def measured(makers: dict[str, object], **_: object) -> dict[str, object]:
+    def measured(makers: dict[str, object], *, warm: int, **_: object) -> dict[str, object]:
+        assert warm > 1, "the first steps are slow"
         asked.append(list(makers))
         return {name: turns((2000.0,) if name == "a" else (3000.0,), 0.0, None) for name in makers}
 
@@ -359,6 +360,12 @@ def test_the_table_has_the_best_first_and_the_figure_every_curve(
     accuracy.write_table(found, "accuracy-street-1min", tmp_path / "docs")
     text = (tmp_path / "docs" / "accuracy-street-1min.md").read_text()
     assert text.index("| right | 33.6 | 67.2 |") < text.index("| left | 16.4 | 32.8 |") < text.index("cannot learn")
+    absent = found["competitors"]["right"]["scores"]["absent"]
+    all_but = f", of which val has all but {', '.join(absent)}" if absent else ""  # type: ignore[arg-type]
+    assert f"{found['classes']} classes{all_but}, seed 0." in text
+    found["competitors"]["left"]["scores"] |= {"absent": ["kerb"]}  # type: ignore[operator]
+    assert accuracy.classes(found).endswith("classes, of which val has all but kerb")
+    found["competitors"]["left"]["scores"] |= {"absent": absent}  # type: ignore[operator]
     assert (tmp_path / "docs" / "accuracy-street-1min.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "docs" / "accuracy-street-1min.json").read_text()) == found
 

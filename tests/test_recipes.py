@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -13,12 +14,13 @@ import pytest
 
 from fullyconv import datasets
 from fullyconv.building import build
+from fullyconv.commands.train import train as train_command
 from fullyconv.config import Classes, ClassInfo, HeadConfig, Recipe
 from fullyconv.datasets import Sample
 from fullyconv.errors import ConfigError
 from fullyconv.events import Event, Said, Step
 from fullyconv.fitting import fit
-from fullyconv.flags import adjusted
+from fullyconv.flags import adjusted, recipe_of
 from fullyconv.recipes import explain
 from fullyconv.training import train
 
@@ -234,6 +236,17 @@ def test_each_kind_runs_on_a_small_net(name: str, tmp_path: Path, miniature: Any
     results = json.loads((tmp_path / "results.json").read_text())
     own = results.get("heads", {"out": results})
     assert all(entry.head in own for entry in recipe.published)
+
+
+def test_camvids_is_what_the_command_does_without_it(sound: Path) -> None:
+    written = Recipe.read(FOLDER / "camvid.toml").stages[0]
+    names = [name for name in inspect.signature(train_command).parameters if name != "context"]
+    defaults = {name: inspect.signature(train_command).parameters[name].default for name in names}
+    options = {"data": str(sound), "backbone": "squeezenet1_0", "input": "caffe", "weights": written.model.weights}
+    made = recipe_of(defaults | options | {"minutes": written.fit.minutes}).stages[0]
+    assert made.model == written.model
+    assert made.fit == written.fit
+    assert made.data.model_copy(update={"root": written.data.root}) == written.data
 
 
 @pytest.mark.slow

@@ -339,7 +339,7 @@ def ordering(rows: Sequence[Row], names: Sequence[str], at: int, why: str, *, pa
     )
     if not near:
         return order
-    alike = f"{' and '.join(near)} are within a point of each other, of which one seed says nothing."
+    alike = f"Within a point of each other, of which one seed says nothing: {'; '.join(near)}."
     return f"{order if breaks else order.removesuffix('.') + ', as far as it can be told.'} {alike}"
 
 
