@@ -19,6 +19,7 @@ COMPETITORS: Mapping[str, Callable[[Task], Competitor]] = {
     "ours FCN-4s SqueezeNet": _ours("--backbone", "squeezenet1_0", "--model", "fcn4s"),
     "ours FCN-8s SqueezeNet": _ours("--backbone", "squeezenet1_0", "--model", "fcn8s"),
     "ours ResNet-18": _ours("--backbone", "resnet18"),
+    "ours MobileNetV2": _ours("--backbone", "mobilenet_v2"),
     "ours MobileNetV3": _ours("--backbone", "mobilenet_v3_large"),
     "smp Unet ResNet-18": partial(smp, architecture="Unet", encoder="resnet18"),
     "smp FPN ResNet-18": partial(smp, architecture="FPN", encoder="resnet18"),

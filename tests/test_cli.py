@@ -21,8 +21,10 @@ from PIL import Image
 import fullyconv
 from fullyconv import checkpoint, cli, images, presets, training
 from fullyconv.building import build
+from fullyconv.commands.options import BACKBONE
 from fullyconv.config import Classes, FitConfig, Recipe
 from fullyconv.labels import read_labels, write_labels
+from fullyconv.tiling import why_whole
 
 CLASSES = Classes.of("sky", "road", "cat")
 
@@ -61,6 +63,11 @@ def test_every_command_explains_itself(run: Run, command: str) -> None:
 def test_no_command_shows_the_commands(run: Run) -> None:
     _, out, err = run()
     assert all(command in out + err for command in commands())
+
+
+def test_what_is_trained_by_default_is_exact_in_tiles() -> None:
+    preset = presets.PRESETS[presets.finest(BACKBONE)]
+    assert why_whole(build(preset(BACKBONE, 3, weights=None))) == ""
 
 
 def test_the_version_is_said(run: Run) -> None:

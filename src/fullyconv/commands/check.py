@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fullyconv.commands.options import Data, Dataset, Inputs, Json, output_json, writable
+from fullyconv.commands.options import BACKBONE, Data, Dataset, Inputs, Json, output_json, writable
 from fullyconv.errors import ConfigError, DatasetError
 
 EXAMPLES = """\b
@@ -38,7 +38,7 @@ def check(
     json: Json = None,
     backbone: Annotated[
         str, typer.Option(metavar="NAME", help="Classifier whose receptive field the pictures are compared with.")
-    ] = "squeezenet1_1",
+    ] = BACKBONE,
     dataset: Dataset = "folder",
     inputs: Inputs = None,
 ) -> None:

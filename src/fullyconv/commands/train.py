@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from fullyconv.commands.options import Dataset, Device, Inputs, Precision, is_given
+from fullyconv.commands.options import BACKBONE, Dataset, Device, Inputs, Precision, is_given
 from fullyconv.errors import ConfigError
 
 EXAMPLES = """\b
 Examples:
-  fullyconv train DATA --model fcn8s --backbone squeezenet1_1 --out runs/x
+  fullyconv train DATA --model fcn8s --backbone resnet18 --out runs/x
   fullyconv train DATA --backbone squeezenet1_0 --weights squeezenet.safetensors --input caffe --minutes 25
   fullyconv train DATA --out runs/x --resume        go on after an interruption, exactly
   fullyconv train --recipe recipes/camvid.toml --out runs/camvid"""
@@ -32,7 +32,7 @@ def train(
     ] = None,
     backbone: Annotated[
         str, typer.Option(metavar="NAME", help="Classifier to build on: vgg16, resnet50, timm/NAME, ...")
-    ] = "squeezenet1_1",
+    ] = BACKBONE,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/DATA-BACKBONE]")
     ] = None,
