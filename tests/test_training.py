@@ -340,6 +340,21 @@ def test_frozen_norms_keep_their_statistics() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, statistics(model), strict=True))
 
 
+def test_statistics_keep_up_with_the_weights() -> None:
+    """torchvision gives MobileNetV3 a momentum of 0.01: after 30 steps it would be three quarters behind."""
+    config = fcn(16, "mobilenet_v3_small", {"out": 3}, weights=None)
+    model = build(config)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} >= {0.01}
+    norms[0].momentum, norms[1].momentum = 0.5, None
+    Learner(model, settings(device="cpu"), void=255)
+    assert [norm.momentum for norm in norms[:3]] == [0.5, None, 0.1]
+    norm = norms[2].train()
+    for _ in range(30):
+        norm(torch.randn(8, norm.num_features, 4, 4) + 5)
+    assert (norm.running_mean > 4.5).all()
+
+
 def test_a_clipped_gradient_moves_sgd_by_the_limit() -> None:
     model = net()
     before = torch.cat([p.detach().clone().flatten() for p in model.parameters()])

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+STATISTICS = 0.1
+"""Share of a batch, at least, that goes into running statistics; the average of the weights averages them as well."""
+
+
 class Learner:
     """What learns.
 
@@ -77,6 +81,7 @@ class Learner:
                 where="batch",
             )
         self.settings, self.model = settings, model.to(self.device).to(memory_format=torch.channels_last)
+        keep_up(model)
         groups = param_groups(
             model,
             lr=settings.lr,
@@ -240,6 +245,23 @@ class Learner:
             return dense.cross_entropy(scores, upsample, labels, void=void, reduction=reduction, weights=weights)
         logits = upsample(scores, (labels.shape[-2], labels.shape[-1]))
         return LOSSES[self.settings.loss](logits, labels, void=void, reduction=reduction, weights=weights)
+
+
+def keep_up(model: nn.Module) -> None:
+    """Let running statistics follow the weights within tens of steps, in place.
+
+    Some classifiers, such as torchvision's MobileNetV3, take only a hundredth of each batch into them: after some
+    hundred steps they would still be those of weights that are long gone, and scores in eval mode nothing.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(4, momentum=0.01)
+        >>> keep_up(norm)
+        >>> norm.momentum
+        0.1
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
+            module.momentum = max(module.momentum, STATISTICS)
 
 
 def heads_of(model: FCN) -> dict[str, Head]:
