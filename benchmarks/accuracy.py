@@ -232,6 +232,12 @@ def classes(found: Found) -> str:
     return f"{found['classes']} classes" + (f", of which val has all but {', '.join(absent)}" if absent else "")
 
 
+def cold(found: Found) -> list[str]:
+    """Whose pace was measured with fewer steps before it than are now, in a line."""
+    names = [one for one in found["competitors"] if found["warm"].get(one, 0) < WARM]
+    return [f"The first steps, which are slow, still counted in the pace of {', '.join(names)}."] if names else []
+
+
 def page(found: Found, name: str) -> str:
     """The text beside the figure."""
     on = found["machine"]
@@ -244,9 +250,10 @@ def page(found: Found, name: str) -> str:
             f"`{found['command']}`: {found['train']} pictures to learn from, {found['val']} of val scored at their own",
             f"size, {classes(found)}, seed {found['seed']}. {on['cpu']}, {on['cores']} cores; {packages}.",
             "",
-            "Each has as many steps as fit into the minutes by the pace all showed in turns; the machine's load was",
-            f"{found['pace_load']} as they began. What training then took, with a share of the threads each and other",
-            "work beside, is `trained_s` in the JSON.",
+            "Each has as many steps as fit into the minutes by the pace that they showed in turns, with all threads.",
+            *cold(found),
+            "What training then took, with a share of the threads each and other work beside, is `trained_s` in the",
+            "JSON.",
             "The last model is scored, so val chooses no model. But ours have defaults that were found on CamVid's val",
             "(docs/results.md), and the others what their documentation says, which mostly starts from ImageNet's",
             "weights; here only those that say ImageNet do. One seed: a point between two says little. Settings and",
@@ -354,6 +361,7 @@ def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, 
         "minutes": options.minutes,
         "seed": options.seed,
         "pace": found.get("pace", {}),
+        "warm": found.get("warm", {}),
         "competitors": found.get("competitors", {}),
     }
 
@@ -362,7 +370,7 @@ def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, 
 
     left = [one for one in chosen if "scores" not in found["competitors"].get(one, {})]
     if new := [one for one in left if one not in found["pace"]]:
-        found.setdefault("pace_load", found["machine"]["load"])
+        found["warm"] |= dict.fromkeys(new, WARM)
         found["pace"] = measure(new, task_of, found["pace"], options.rounds)
         write_json(path, found)
     for one in chosen:

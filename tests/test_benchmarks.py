@@ -363,6 +363,10 @@ def test_the_table_has_the_best_first_and_the_figure_every_curve(
     absent = found["competitors"]["right"]["scores"]["absent"]
     all_but = f", of which val has all but {', '.join(absent)}" if absent else ""  # type: ignore[arg-type]
     assert f"{found['classes']} classes{all_but}, seed 0." in text
+    assert "still counted" not in text
+    assert accuracy.cold(found | {"warm": {"right": accuracy.WARM, "left": 1}}) == [
+        "The first steps, which are slow, still counted in the pace of left, fails ImageNet."
+    ]
     found["competitors"]["left"]["scores"] |= {"absent": ["kerb"]}  # type: ignore[operator]
     assert accuracy.classes(found).endswith("classes, of which val has all but kerb")
     found["competitors"]["left"]["scores"] |= {"absent": absent}  # type: ignore[operator]

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from fullyconv import display
+from fullyconv.archives import Archive
 from fullyconv.config import Published
 from fullyconv.display import TrainingDisplay, counting, counts_table, published_table, scores_table
 from fullyconv.events import Alarm, Evaluated, Said, Saved, Step
@@ -120,3 +121,13 @@ def test_a_bar_counts_on_a_terminal_and_a_log_holds_what_is_said_alone(
         progress.console.print("skipped: a.png")
     assert "skipped: a.png" in stream.getvalue()
     assert ("1/3" in stream.getvalue()) == terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_download_is_drawn_on_a_terminal_alone(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
+    monkeypatch.setattr(display, "Console", lambda **_: console)
+    with display.downloading() as show:
+        show(Archive("https://example.org/a.zip"), 3, 10)
+    assert ("a.zip" in stream.getvalue()) == terminal

@@ -413,9 +413,17 @@ def test_orders_are_told_as_they_are() -> None:
         f"The papers' order appears: a < b < c, as far as it can be told. {alike}"
     )
     assert ordering(rows, ["b", "c", "a"], 0, "why", papers=["x", "y", "z"]) == (
-        f"The papers have x < y < z; here a (10.0) is not above c (20.0): why. {alike}"
+        f"The papers have x < y < z; here a (10.0) is not above b (20.0), a (10.0) is not above c (20.0): why. {alike}"
     )
-    assert ordering(rows, ["b", "c", "d"], 0, "why").endswith("nothing: b (20.0) and c (20.0); c (20.0) and d (20.9).")
+    assert ordering(rows, ["c", "b", "d"], 0, "why") == (
+        "Whether the papers' order appears, c < b < d, cannot be told. Within a point of each other, of which one seed "
+        "says nothing: c (20.0) and b (20.0); b (20.0) and d (20.9)."
+    )
+    falling = [Row(name, [60 - 0.9 * i]) for i, name in enumerate("abcd")]
+    assert ordering(falling, [*"abcd"], 0, "why").startswith(
+        "The papers have a < b < c < d; here c (58.2) is not above a (60.0), d (57.3) is not above a (60.0), "
+        "d (57.3) is not above b (59.1): why. Within a point"
+    )
 
 
 def test_what_is_against_the_paper_is_told() -> None:

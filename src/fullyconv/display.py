@@ -310,13 +310,15 @@ def about_table(name: str, about: About, *, whole: bool) -> Table:
 @contextmanager
 def downloading() -> Iterator[Callable[[Archive, int, int | None], None]]:
     """Bars on stderr, one for each archive; what is given is called with the archive, its bytes so far, and all."""
+    console = Console(stderr=True, highlight=False)
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True, highlight=False),
+        console=console,
+        disable=not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
 

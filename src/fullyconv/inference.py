@@ -284,9 +284,8 @@ class Predictor:
                 note = f"in tiles, {BLENDED}, since {why}"
             if self.multiscale.looks == 1:
                 return strategy(self.runner, stacked), note
-            # Every look is made of the picture, so it goes to the device once; in tiles it may be too large for that.
-            picture = stacked if in_tiles else stacked.to(self.device)
-            return averaged(self.runner, picture, self.multiscale, strategy=strategy), note
+            # Looks are made where the picture is, since in tiles it may not fit the device, and must give the same.
+            return averaged(self.runner, stacked, self.multiscale, strategy=strategy), note
 
     @torch.inference_mode()
     def _segment(self, batch: Batch) -> list[Segmentation]:

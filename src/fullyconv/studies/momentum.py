@@ -7,13 +7,15 @@ from fullyconv.events import Event
 from fullyconv.presets import fcn
 from fullyconv.rates import PICTURE
 from fullyconv.studies.base import SCORES, Column, Panel, Result, Row
-from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn, ordering, smooth
+from fullyconv.studies.trials import NEAR, Clock, Part, Setup, Tell, Variant, classes_of, learn, ordering, smooth
 
 WAYS = {"accumulated": (20, 0.9), "online": (1, 0.9), "heavy": (1, 0.99)}
 """Pictures whose gradients are summed for a step, and momentum."""
 RATE = 1e-10 * PICTURE[0] * PICTURE[1]
 """The release's rate as that of a mean over the pixels of one picture, for weights that take 0..255 minus the mean."""
 SHORT = "A momentum of 0.99 remembers about 100 steps, which is much of a short budget."
+LONG = 1000
+"""Pictures, of which those 100 are a tenth."""
 SPAN = 200
 """Pictures over which the drawn loss is averaged."""
 PUBLISHED = (
@@ -88,7 +90,11 @@ def run(setup: Setup, *, rate: float | None = None, on_event: Tell = _quiet) -> 
     learnt = learn(setup, variants, on_event)
     pictures = {name: count for name, (count, _) in WAYS.items()}
     rows = [one.row(one.steps * pictures[one.name]) for one in learnt]
-    best = max(rows, key=lambda row: float(row.values[2] or 0))
+    ious = {row.name: float(row.values[2] or 0) for row in rows}
+    best = max(rows, key=lambda row: ious[row.name])
+    apart = "by less than a point" if ious[best.name] - ious["heavy"] <= NEAR else "and not heavy"
+    seen = max(one.steps * pictures[one.name] for one in learnt)
+    highest = f"The highest here is {best.name} ({ious[best.name]:.1f}), {apart}.{f' {SHORT}' if seen < LONG else ''}"
     curves = {
         one.name: smooth(
             [(step * pictures[one.name], loss) for step, _, loss in one.log], max(1, SPAN // pictures[one.name])
@@ -117,11 +123,7 @@ def run(setup: Setup, *, rate: float | None = None, on_event: Tell = _quiet) -> 
                 2,
                 "which of them gains depends on the rate and on how short the budget is; another --rate may turn it",
             ),
-            *(
-                []
-                if best.name == "heavy"
-                else [f"The highest here is {best.name} ({best.values[2]:.1f}), not heavy. {SHORT}"]
-            ),
+            *([highest] if best.name != "heavy" else []),
             f"The rate is {chosen:.2g} for the mean over the pixels of each picture in all three ways.",
             f"In the long run each picture is worth {', '.join(f'{1 / (1 - m):.0f}' for _, m in WAYS.values())} steps.",
             f"All have {'equal times' if setup.minutes is not None else 'equally many pictures'}.",

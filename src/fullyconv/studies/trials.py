@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -327,20 +327,21 @@ def ordering(rows: Sequence[Row], names: Sequence[str], at: int, why: str, *, pa
     """
     values = {row.name: row.values[at] for row in rows}
     found = [(name, value) for name in names if isinstance(value := values[name], int | float)]
-    breaks, near = [], []
-    for (low, a), (high, b) in pairwise(found):
-        if abs(b - a) <= NEAR:
-            near.append(f"{low} ({a:.1f}) and {high} ({b:.1f})")
-        elif b < a:
-            breaks.append(f"{high} ({b:.1f}) is not above {low} ({a:.1f})")
+    breaks = [
+        f"{high} ({b:.1f}) is not above {low} ({a:.1f})"
+        for (low, a), (high, b) in combinations(found, 2)
+        if a - b > NEAR
+    ]
+    near = [f"{low} ({a:.1f}) and {high} ({b:.1f})" for (low, a), (high, b) in pairwise(found) if abs(b - a) <= NEAR]
     said = " < ".join(papers or names)
-    order = (
-        f"The papers have {said}; here {', '.join(breaks)}: {why}." if breaks else f"The papers' order appears: {said}."
-    )
-    if not near:
-        return order
     alike = f"Within a point of each other, of which one seed says nothing: {'; '.join(near)}."
-    return f"{order if breaks else order.removesuffix('.') + ', as far as it can be told.'} {alike}"
+    if breaks:
+        return f"The papers have {said}; here {', '.join(breaks)}: {why}.{f' {alike}' if near else ''}"
+    if not near:
+        return f"The papers' order appears: {said}."
+    if len(near) == len(found) - 1:
+        return f"Whether the papers' order appears, {said}, cannot be told. {alike}"
+    return f"The papers' order appears: {said}, as far as it can be told. {alike}"
 
 
 def smooth(points: Sequence[tuple[float, float]], span: int) -> list[tuple[float, float]]:

@@ -223,10 +223,10 @@ def run(
     both = [stride for stride in strides if stride in PUBLISHED]
     apart = sum(abs(bounds[s] - PUBLISHED[s]) for s in both) / len(both) if both else 0.0
     absent = next(iter(matrices.values())).absent
+    first = f", {maps.classes.names[0]!r}," if isinstance(maps, LabelsOf) else ""
     way = (
         "Each class's map is shrunk with an antialiased triangle filter, enlarged bilinearly, and the largest wins. "
-        f"Void counts as class 0, {maps.classes.names[0]!r}, when labels are shrunk, and not at all when they are "
-        "scored."
+        f"Void counts as class 0{first} when labels are shrunk, and not at all when they are scored."
     )
     beside = (
         "The published row is of a subset of PASCAL VOC 2011 val, and other pictures have other bounds. These "
