@@ -23,6 +23,11 @@ Inputs = Annotated[
         help="What a picture is made of: color, depth, hha, with commas.  [default: the model's own, or color]",
     ),
 ]
+Batch = Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a step.")]
+Crop = Annotated[
+    str | None,
+    typer.Option(metavar="HxW", help="Size of training crops in pixels, or whole.  [default: by the pictures]"),
+]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[Literal["auto", "32", "bf16"], typer.Option(help="auto: bf16 where the hardware has it.")]
 Engine = Annotated[

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fullyconv.commands.options import Dataset, Device, Json, output_json
+from fullyconv.commands.options import Batch, Crop, Dataset, Device, Json, output_json
 
 if TYPE_CHECKING:
     from fullyconv.studies.base import Result
@@ -57,11 +57,6 @@ Minutes = Annotated[
 Steps = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Budget of each net in steps, in place of a time.  [default: 100]"),
-]
-Batch = Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a step.")]
-Crop = Annotated[
-    str | None,
-    typer.Option(metavar="HxW", help="Size of training crops in pixels, or whole.  [default: by the pictures]"),
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of everything that is random.")]
 Out = Annotated[

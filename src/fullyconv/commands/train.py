@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fullyconv.commands.options import BACKBONE, Dataset, Device, Inputs, Precision, is_given
+from fullyconv.commands.options import BACKBONE, Batch, Crop, Dataset, Device, Inputs, Precision, is_given
 from fullyconv.errors import ConfigError
 
 EXAMPLES = """\b
@@ -54,12 +54,9 @@ def train(
     minutes: Annotated[float | None, typer.Option(metavar="N", help="Budget as a time.  [default: 30]")] = None,
     epochs: Annotated[float | None, typer.Option(metavar="N", help="Budget in passes over the pictures.")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Budget in steps.")] = None,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a step.")] = 8,
+    batch: Batch = 8,
     lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate at its highest.")] = 1e-3,
-    crop: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Size of training crops in pixels, or whole.  [default: by the pictures]"),
-    ] = None,
+    crop: Crop = None,
     context_channels: Annotated[
         int | None,
         typer.Option(

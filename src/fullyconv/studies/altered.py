@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from fullyconv.datasets import Sample, SegmentationDataset
 
 
 @dataclass(frozen=True)
-class Altered:
+class Altered(ABC):
     """What stays as it was; whoever derives from it says in `alter` what does not. See `SegmentationDataset`.
 
     Attributes:
@@ -20,14 +21,14 @@ class Altered:
 
     data: SegmentationDataset
 
+    @abstractmethod
     def alter(self, sample: Sample, index: int) -> Sample:
         """What becomes of sample ``index``."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def remark(self) -> str:
         """What was done, for the notes; "" for nothing."""
-        raise NotImplementedError
 
     @property
     def name(self) -> str:
