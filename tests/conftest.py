@@ -1,5 +1,5 @@
-"""What test files share: one thread a worker, the real data where it is there, a folder to plant faults in, and a
-command line to run."""
+"""What test files share: one thread a worker, the real data where it is there, a folder to plant faults in, a
+command line to run, and a model."""
 
 from __future__ import annotations
 
@@ -79,3 +79,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_image(root / "images" / split / f"{i}.png", pixels)
             write_labels(root / "labels" / split / f"{i}.png", labels, Classes.of("sky", "road", "cat"))
     return root
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model for such pictures, which has learnt nothing."""
+    from fullyconv import checkpoint, presets
+    from fullyconv.building import build
+    from fullyconv.config import Classes
+
+    config = presets.fcn8s("tinyvgg", classes=3, weights=None)
+    table = {"out": Classes.of("sky", "road", "cat")}
+    return checkpoint.save(build(config, classes=table), tmp_path_factory.mktemp("models") / "m")

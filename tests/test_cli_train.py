@@ -1,0 +1,164 @@
+"""`train` as a user meets it: the recipe that it makes, resumption, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run
+from PIL import Image
+
+from fullyconv import presets, training
+from fullyconv.config import FitConfig, Recipe
+
+
+def recipe_for(monkeypatch: pytest.MonkeyPatch, run: Run, *arguments: object) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe that the command line would train, and the other arguments of `train`."""
+    asked: list[tuple[Recipe, dict[str, Any]]] = []
+    monkeypatch.setattr(training, "train", lambda recipe, **others: asked.append((recipe, others)))
+    code, _, err = run("train", *arguments)
+    assert code == 0, err
+    return asked[0]
+
+
+def test_train_with_nothing_said_uses_the_defaults_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    recipe, others = recipe_for(monkeypatch, run, data, "--backbone", "tinyvgg", "--weights", "none", "--out", tmp_path)
+    (stage,) = recipe.stages
+    assert stage.fit == FitConfig(minutes=30, class_weights="median", lovasz=0.5)
+    assert stage.data.scale == (0.6, 1.6)
+    assert stage.model == presets.fcn4s("tinyvgg", {"out": 3}, weights=None)
+    assert stage.data.root == str(data)
+    assert others["out"] == tmp_path
+    assert others["check"] is True
+    assert others["resume"] is False
+
+
+def test_train_passes_on_what_is_said(monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path) -> None:
+    said = "--model fcn16s --backbone tinyvgg --weights none --input caffe --steps 7 --batch 3 --lr 0.02 --crop 48x64"
+    more = "--context 0 --learned-upsampling --class-weights none --seed 5 --workers 0 --device cpu --precision 32"
+    recipe, others = recipe_for(monkeypatch, run, data, *said.split(), *more.split(), "--no-check", "--out", tmp_path)
+    (stage,) = recipe.stages
+    expected = FitConfig(steps=7, batch=3, lr=0.02, seed=5, device="cpu", precision="32", lovasz=0.5)
+    assert stage.fit == expected
+    assert stage.data.crop == (48, 64)
+    assert stage.data.workers == 0
+    assert stage.model.input is not None
+    assert stage.model.input.order == "BGR"
+    assert stage.model.heads["out"].upsampling == "learned"
+    assert others["check"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--lr -1", "--lr: Input should be greater than 0, got -1.0"),
+        ("--model fcn8", "no preset 'fcn8'; did you mean 'fcn8s'"),
+        ("--backbone vgg61", "no backbone 'vgg61'; did you mean"),
+        ("--input cafe", "no input 'cafe'; did you mean 'caffe'"),
+        ("--crop 48", "--crop 48: expected HEIGHTxWIDTH in pixels, such as 256x336, or whole"),
+        ("--steps 3 --minutes 1", "give exactly one of epochs, steps, minutes; got steps and minutes"),
+        ("--dataset folders", "no dataset 'folders'; did you mean 'folder'"),
+        ("--weights none.pth", "none.pth: no such file; expected weights"),
+    ],
+)
+def test_train_refuses_what_cannot_be_in_one_line(
+    run: Run, data: Path, tmp_path: Path, options: str, message: str
+) -> None:
+    code, _, err = run("train", data, "--backbone", "tinyvgg", "--out", tmp_path / "run", *options.split())
+    assert code == 2
+    assert message in err
+    assert err.splitlines()[-1].startswith("fullyconv: error: ")
+
+
+def test_train_does_not_write_over_a_run(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    (tmp_path / "fcn8s" / "last").mkdir(parents=True)
+    code, _, err = run("train", data, "--out", tmp_path)
+    assert code == 2
+    assert err == f"fullyconv: error: {tmp_path}: holds a run; add --resume to go on with it, or name another --out\n"
+
+
+def test_train_without_data_says_what_is_missing(run: Run) -> None:
+    code, _, err = run("train")
+    assert code == 2
+    assert "DATA is missing" in err
+
+
+def write_recipe(monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, path: Path) -> Recipe:
+    recipe, _ = recipe_for(
+        monkeypatch, run, data, "--backbone", "tinyvgg", "--weights", "none", "--out", path.parent / "r"
+    )
+    path.write_text(recipe.model_dump_json())
+    return recipe
+
+
+def test_train_takes_a_recipe_and_says_beside_it_only_where_to_compute(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe-x.json"
+    recipe = write_recipe(monkeypatch, run, data, path)
+    again, others = recipe_for(monkeypatch, run, "--recipe", path, "--device", "cpu", "--workers", "0")
+    assert again.stages[0].fit == recipe.stages[0].fit.model_copy(update={"device": "cpu"})
+    assert again.stages[0].data.workers == 0
+    assert again.stages[0].model == recipe.stages[0].model
+    assert others["out"] == Path("runs/recipe-x")
+    moved, _ = recipe_for(monkeypatch, run, tmp_path, "--recipe", path, "--out", tmp_path / "r")
+    assert moved.stages[0].data.root == str(tmp_path)
+    code, _, err = run("train", "--recipe", path, "--lr", "0.1")
+    assert code == 2
+    assert f"--lr: {path} settles this" in err
+
+
+def test_train_resumes_with_the_recipe_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(monkeypatch, run, data, tmp_path / "recipe.json")
+    again, others = recipe_for(monkeypatch, run, "--out", tmp_path, "--resume")
+    assert again == recipe
+    assert others["resume"] is True
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    code, _, err = run("train", data, "--backbone", "tinyvgg", "--weights", "none", "--out", tmp_path / "r")
+    assert code == 130
+    assert err.splitlines()[-1] == f"stopped; go on with: fullyconv train --out {tmp_path}/r --resume"
+
+
+def test_pictures_of_more_channels_train_and_are_scored(run: Run, tmp_path: Path) -> None:
+    folder = miniature_with_depth(tmp_path / "data")
+    options = ["--backbone", "tinyvgg", "--weights", "none", "--steps", "1", "--batch", "2", "--crop", "whole"]
+    code, _, err = run("train", folder, "--inputs", "color,depth", *options, "--out", tmp_path / "run")
+    assert code == 0, err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert len(config["model"]["input"]["mean"]) == 4
+    code, out, err = run("evaluate", tmp_path / "run", folder, "--json", "-")
+    assert code == 0, err
+    assert "mean_iu" in out
+    code, _, err = run("evaluate", tmp_path / "run", folder, "--inputs", "color")
+    assert code == 2
+    assert "expected" in err
+
+
+def miniature_with_depth(folder: Path) -> Path:
+    for name in ("images", "depth", "labels"):
+        (folder / name).mkdir(parents=True)
+    for i in range(4):
+        rows = np.arange(64)[:, None] + np.arange(48)[None] + 20 * i
+        Image.fromarray(np.stack([rows, 2 * rows, 255 - rows], 2).astype(np.uint8)).save(folder / f"images/{i}.png")
+        Image.fromarray((rows % 90 + 100).astype(np.uint8)).save(folder / f"depth/{i}.png")
+        Image.fromarray((rows // 60 % 2).astype(np.uint8)).save(folder / f"labels/{i}.png")
+    (folder / "classes.txt").write_text("near\nfar\n")
+    (folder / "train.txt").write_text("0\n1\n2\n")
+    (folder / "val.txt").write_text("3\n")
+    return folder
