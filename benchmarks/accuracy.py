@@ -14,8 +14,8 @@ machine does meanwhile; two may even train at a time. Scoring is outside the bud
 not the best on val, so val chooses nothing.
 
 The curve is scored on some pictures of val, drawn at even distances; the last score on all of it. Whoever has finished
-is kept in ``benchmarks/results/accuracy-NAME-MINUTESmin.json`` and not trained again. ``--table`` writes that file, a
-table and a figure of mean IU over minutes to ``docs/results``.
+is kept in ``benchmarks/results/accuracy-NAME-MINUTESmin.json`` (``-seedN`` where it is not 0) and not trained again.
+``--table`` writes that file, a table and a figure of mean IU over minutes to ``docs/results``.
 """
 
 from __future__ import annotations
@@ -67,6 +67,16 @@ def steps_of(minutes: float, seconds: float) -> int:
         (1200, 1)
     """
     return max(1, int(60 * minutes / seconds))
+
+
+def title_of(name: str, minutes: float, seed: int) -> str:
+    """The name of a file of results, without its ending; one seed a file.
+
+    Example:
+        >>> title_of("camvid", 10, 0), title_of("camvid", 2.5, 1)
+        ('accuracy-camvid-10min', 'accuracy-camvid-2.5min-seed1')
+    """
+    return f"accuracy-{name}-{minutes:g}min" + (f"-seed{seed}" if seed else "")
 
 
 def every(steps: int) -> int:
@@ -306,7 +316,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="only write table and figure to docs/results")
     options = parser.parse_args()
     name, _, folder = options.data.partition("=")
-    title = f"accuracy-{name}-{options.minutes:g}min"
+    title = title_of(name, options.minutes, options.seed)
     path = RESULTS / f"{title}.json"
     found: Found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if options.table:

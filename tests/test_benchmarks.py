@@ -264,6 +264,12 @@ def test_as_many_steps_are_taken_as_fit_into_the_minutes(
     assert min(steps, accuracy.POINTS) / 2 < len(scored) <= accuracy.POINTS
 
 
+def test_results_of_another_seed_go_into_a_file_of_their_own(scripts: dict[str, ModuleType]) -> None:
+    title = scripts["accuracy"].title_of
+    assert title("camvid", 10.0, 0) == "accuracy-camvid-10min"  # as committed
+    assert len({title("camvid", minutes, seed) for minutes in (2, 2.5) for seed in range(3)}) == 6
+
+
 def test_a_pace_that_is_measured_later_is_put_beside_the_first(
     scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
