@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_diagnosis import FAULTS, MAP, PICTURE
 
+from fullyconv.checking import check_splits
 from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import ConfigError, DatasetError
 from fullyconv.images import read_image
@@ -85,6 +86,79 @@ def test_colours_become_ids_by_the_palette_that_the_other_files_share(root: Path
     mended(root, tmp_path / "out")
     assert planted.ids(tmp_path / "out" / MAP).ndim == 2
     assert np.array_equal(labels(tmp_path / "out", MAP), labels(sound, MAP))
+
+
+def flat(root: Path, colours: list[tuple[int, int, int]], **lists: str) -> Path:
+    """A folder that is not divided: pictures a to h, with ids 0, 1 and 2 in columns, and a table of these colours."""
+    for half in ("images", "labels"):
+        (root / half).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in "abcdefgh":
+        Image.fromarray(generator.integers(0, 256, (24, 30, 3), np.uint8)).save(root / f"images/{name}.png")
+        planted.store(root / f"labels/{name}.png", np.arange(30, dtype=np.uint8)[None].repeat(24, 0) // 10)
+    table = [{"id": i, "name": f"class {i}", "colour": colour} for i, colour in enumerate(colours)]
+    (root / "classes.json").write_text(json.dumps(table))
+    for split, names in lists.items():
+        (root / f"{split}.txt").write_text("\n".join(names))
+    return root
+
+
+def mended_splits(root: Path, out: Path, *names: str) -> Mended:
+    splits = {split: open_folder(root, split=split) for split in names}
+    return mend(splits, check_splits(splits), out)
+
+
+def painted(path: Path, colours: list[tuple[int, int, int]]) -> None:
+    Image.fromarray(np.array(colours, np.uint8)[planted.ids(path)]).save(path)
+
+
+def test_colours_that_the_table_has_are_its_classes_whatever_others_look_like(tmp_path: Path) -> None:
+    # Black and white, which is also grey; the other files say nothing of colours.
+    colours = [(0, 0, 0), (255, 255, 255), (9, 9, 9)]
+    root = flat(tmp_path / "data", colours, train="abcdef", val="gh")
+    painted(root / "labels/c.png", colours)
+    before = labels(root, "labels/c.png")
+    done = mended_splits(root, tmp_path / "out", "train", "val")
+    assert done.pairs == {"train": 6, "val": 2}
+    assert np.array_equal(labels(tmp_path / "out", "labels/train/c.png"), before)
+    assert planted.ids(tmp_path / "out/labels/train/c.png").ndim == 2
+
+
+def test_a_map_whose_colours_mean_two_things_is_left_out(tmp_path: Path) -> None:
+    colours = [(0, 0, 0), (0, 128, 0), (128, 0, 0)]
+    root = flat(tmp_path / "data", colours, train="abcdef", val="gh")
+    for path in root.glob("labels/*.png"):
+        image = Image.open(path).convert("P")
+        image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])  # red and green the other way round
+        image.save(path)
+    painted(root / "labels/c.png", colours)
+    done = mended_splits(root, tmp_path / "out", "train", "val")
+    assert done.pairs == {"train": 5, "val": 2}
+    assert not (tmp_path / "out/images/train/c.png").exists()
+
+
+def test_a_pair_of_two_splits_is_left_out_of_both_where_it_is_bad_and_of_train_where_not(tmp_path: Path) -> None:
+    colours = [(0, 0, 0), (0, 128, 0), (128, 0, 0)]
+    root = flat(tmp_path / "data", colours, train="abcdef", val="g", test="abh")
+    (root / "images/b.png").write_bytes(b"no picture")
+    done = mended_splits(root, tmp_path / "out", "train", "val", "test")
+    assert done.pairs == {"train": 4, "val": 1, "test": 2}
+    assert {p.name for p in (tmp_path / "out/images/train").iterdir()} == {f"{n}.png" for n in "cdef"}
+    assert {p.name for p in (tmp_path / "out/images/test").iterdir()} == {"a.png", "h.png"}
+
+
+def test_inputs_that_are_not_in_the_copy_are_named(tmp_path: Path) -> None:
+    root = flat(tmp_path / "data", [(0, 0, 0), (0, 128, 0), (128, 0, 0)], train="abcdef", val="gh")
+    shutil.copytree(root / "labels", root / "depth")
+    done = mended_splits(root, tmp_path / "out", "train", "val")
+    assert [line for line in done.left if line.startswith("inputs: ") and str(root / "depth") in line]
+    splits = {split: open_folder(root, split=split, inputs=("color", "depth")) for split in ("train", "val")}
+    assert mend(splits, check_splits(splits), tmp_path / "both").left == ()
+    assert (tmp_path / "both/depth/train/a.png").exists()
+    blind = {split: open_folder(root, split=split, inputs=("depth",)) for split in ("train", "val")}
+    with pytest.raises(ConfigError, match="name color among --inputs"):
+        mend(blind, {}, tmp_path / "blind")
+    assert not (tmp_path / "blind").exists()
 
 
 def test_ids_that_are_moved_in_all_maps_are_moved_back_in_all(root: Path, sound: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fullyconv.checking import CheckReport
 from fullyconv.config import Classes
 from fullyconv.datasets.base import SegmentationDataset
 from fullyconv.datasets.folder import Folder
+from fullyconv.datasets.inputs import CHANNELS
 from fullyconv.diagnosis import shift_of
 from fullyconv.errors import ConfigError, DatasetError, ImageError
 from fullyconv.findings import Finding
@@ -78,6 +79,12 @@ def mend(
     for split, report in reports.items():
         for finding in report.findings:
             plan.take_up(split, finding)
+    root = next(iter(folders.values())).root
+    plan.left += [
+        f"inputs: {root / name} is not in the copy; name {name} among --inputs to have it there"
+        for name in CHANNELS
+        if name not in _inputs(folders) and (root / name).is_dir()
+    ]
     pairs = {split: sum((split, i) not in plan.dropped for i in range(len(data))) for split, data in folders.items()}
     if lacking := [split for split in pairs if not pairs[split]]:
         raise DatasetError(
@@ -113,6 +120,8 @@ def refuse_out(out: Path, splits: Mapping[str, SegmentationDataset]) -> dict[str
     folders = {split: data for split, data in splits.items() if isinstance(data, Folder)}
     if not folders or len(folders) < len(splits):
         raise DatasetError("--fix mends folders of pictures and label maps; a published data set is got again instead")
+    if "color" not in _inputs(folders):
+        raise ConfigError("a copy without its pictures could not be read; name color among --inputs, too", where="fix")
     target = out.resolve()
     sources = {folder.root.resolve() for folder in folders.values()}
     # Folders of the data may be links to elsewhere.
@@ -123,6 +132,11 @@ def refuse_out(out: Path, splits: Mapping[str, SegmentationDataset]) -> dict[str
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise ConfigError(f"{out}: is there already, and no empty folder; name another", where="fix")
     return folders
+
+
+def _inputs(folders: Mapping[str, Folder]) -> Mapping[str, Path]:
+    """The inputs of a picture, with the files of the first."""
+    return next(iter(folders.values())).files[0][0]
 
 
 @dataclass
@@ -145,23 +159,27 @@ class _Plan:
     left: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.owner: dict[str, Pair] = {
-            str(path): (split, i)
-            for split, data in self.folders.items()
-            for i in range(len(data))
-            for path in data.paths(i)
-        }
+        self.owners: dict[str, list[Pair]] = {}  # a picture may be in several splits
+        for split, data in self.folders.items():
+            for i in range(len(data)):
+                for path in data.paths(i):
+                    self.owners.setdefault(str(path), []).append((split, i))
         self.palette = _common_palette(self.folders)
 
     def take_up(self, split: str, finding: Finding) -> None:
         """Decide what is done about a finding."""
-        pairs = list(dict.fromkeys(self.owner[file] for file in finding.files if file in self.owner))
+        shared = finding.kind in (
+            "overlap",
+            "near-duplicate",
+        )  # of two splits: what is scored stays, what is learnt goes
+        owners = dict.fromkeys(pair for file in finding.files for pair in self.owners.get(file, ()))
+        pairs = [pair for pair in owners if pair[0] == ("train" if shared else split)]
         certain = finding.severity == "error" or finding.kind in ("rgb", "alpha", "exif")
         step = self._step(pairs) if finding.kind == "shifted" and certain else 0
         if finding.kind == "unpaired":
             self.done += [f"unpaired: left out: {file}" for file in finding.files]
-        elif finding.kind in ("overlap", "near-duplicate"):
-            self._drop([pair for pair in pairs if pair[0] == "train"], finding.kind)
+        elif shared and pairs:
+            self._drop(pairs, finding.kind)
         elif finding.kind == "duplicate":
             self._drop_copies(split, pairs, finding)
         elif finding.kind == "shifted" and not step:
@@ -268,7 +286,7 @@ def _meant(
     if kind == "shifted":
         return _moved(values, step, classes), f"{'raised' if step > 0 else 'lowered'} by 1"
     if values.ndim == 3 and kind in ("rgb", "alpha"):
-        return _ids_of(values, palette, path), "colours written as ids"
+        return _ids_of(values, palette, classes, path), "colours written as ids"
     if kind == "antialiased":
         raise ImageError(path, "interpolated: the ids along its edges are lost")
     return values, "written without transparency"
@@ -281,16 +299,28 @@ def _moved(values: npt.NDArray[Any], step: int, classes: Classes) -> npt.NDArray
     return np.where(wide <= last + 1, wide + step, wide)
 
 
-def _ids_of(colours: npt.NDArray[Any], palette: Mapping[tuple[int, int, int], int], path: Path) -> npt.NDArray[Any]:
-    """Ids by the palette of the other files, or grey as the ids themselves; colours as they are without such."""
+def _ids_of(
+    colours: npt.NDArray[Any], palette: Mapping[tuple[int, int, int], int], classes: Classes, path: Path
+) -> npt.NDArray[Any]:
+    """Colours as they are where the table has them, else ids by the palette of the other files, or grey as the ids.
+
+    Raises:
+        ImageError: in the table the colours are other classes than in the palette.
+    """
     flat = colours.reshape(-1, 3)
     found, inverse = np.unique(flat, axis=0, return_inverse=True)
     known = [palette.get((int(r), int(g), int(b))) for r, g, b in found]
+    ids = None
     if all(identity is not None for identity in known):
-        ids = np.array(known, np.int64)[inverse.ravel()]
-        return ids.reshape(colours.shape[:2])
-    if (found == found[:, :1]).all():
-        return colours[..., 0]
+        ids = np.array(known, np.int64)[inverse.ravel()].reshape(colours.shape[:2])
+    try:
+        by_table = label_channels(colours, classes=classes, path=path)
+    except ImageError:
+        if ids is not None:
+            return ids
+        return colours[..., 0] if (found == found[:, :1]).all() else colours
+    if ids is not None and not np.array_equal(label_channels(ids, classes=classes, path=path), by_table):
+        raise ImageError(path, "its colours are other classes in the table than in the palette of the other files")
     return colours
 
 
