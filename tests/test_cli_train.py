@@ -29,13 +29,30 @@ def test_train_with_nothing_said_uses_the_defaults_of_the_settings(
 ) -> None:
     recipe, others = recipe_for(monkeypatch, run, data, "--backbone", "tinyvgg", "--weights", "none", "--out", tmp_path)
     (stage,) = recipe.stages
-    assert stage.fit == FitConfig(minutes=30, class_weights="median", lovasz=0.5)
+    assert stage.fit == FitConfig(minutes=30, class_weights="median", lovasz=0.5, lr=0.002)
     assert stage.data.scale == (0.6, 1.6)
     assert stage.model == presets.fcn4s("tinyvgg", {"out": 3}, weights=None)
     assert stage.data.root == str(data)
     assert others["out"] == tmp_path
     assert others["check"] is True
     assert others["resume"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ("", 0.001),
+        ("--weights alexnet.pth", 0.001),
+        ("--weights none", 0.002),
+        ("--weights none --lr 0.0005", 0.0005),
+        ("--lr 0.0005", 0.0005),
+    ],
+)
+def test_random_weights_learn_at_twice_the_rate_of_trained_ones(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, options: str, rate: float
+) -> None:
+    recipe, _ = recipe_for(monkeypatch, run, data, "--backbone", "alexnet", *options.split())
+    assert recipe.stages[0].fit.lr == rate
 
 
 def test_train_passes_on_what_is_said(monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path) -> None:

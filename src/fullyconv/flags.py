@@ -23,6 +23,9 @@ MINUTES = 30.0
 LOVASZ, SCALE = 0.5, (0.6, 1.6)
 """What wins on camvid (docs/results.md): a Lovász-softmax loss beside cross-entropy, and pictures scaled by less than
 recipes scale them where they do not say."""
+RATE_FROM_RANDOM = 2e-3
+"""Learning rate where the classifier's weights are random, twice that of `FitConfig`: such nets gain by it, and trained
+ones lose (docs/results.md)."""
 
 
 def recipe_of(options: Mapping[str, Any]) -> Recipe:
@@ -48,7 +51,10 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     looks = looks_of(options["scales"], options["mirror"] or None, model.multiscale)
     model = model.model_copy(update={"multiscale": looks})
     budget = {name: options[name] for name in ("minutes", "epochs", "steps") if options[name] is not None}
-    plain = ("batch", "lr", "class_weights", "seed", "deterministic", "device", "precision")
+    plain = ("batch", "class_weights", "seed", "deterministic", "device", "precision")
+    rate = {"lr": RATE_FROM_RANDOM} if options["weights"] == "none" else {}
+    if options["lr"] is not None:
+        rate = {"lr": options["lr"]}
     stage = {
         "name": name,
         "model": model,
@@ -60,7 +66,7 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
             "scale": SCALE,
             "workers": options["workers"],
         },
-        "fit": {name: options[name] for name in plain} | {"lovasz": LOVASZ} | (budget or {"minutes": MINUTES}),
+        "fit": {name: options[name] for name in plain} | {"lovasz": LOVASZ} | rate | (budget or {"minutes": MINUTES}),
     }
     try:
         return Recipe.parse({"stages": [stage]})

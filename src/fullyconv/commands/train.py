@@ -55,7 +55,10 @@ def train(
     epochs: Annotated[float | None, typer.Option(metavar="N", help="Budget in passes over the pictures.")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Budget in steps.")] = None,
     batch: Batch = 8,
-    lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate at its highest.")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Learning rate at its highest.  [default: 0.001; 0.002 with --weights none]"),
+    ] = None,
     crop: Crop = None,
     context_channels: Annotated[
         int | None,
