@@ -7,6 +7,7 @@ from pathlib import Path
 import miniatures as mini
 import numpy as np
 import pytest
+from PIL import Image
 
 from fullyconv.checking import check
 from fullyconv.datasets import dataset
@@ -34,6 +35,20 @@ def test_the_full_frames_hold_colours_of_31_classes(tmp_path: Path) -> None:
     assert (len(ORIGINAL), len(ORIGINAL.entries), len({entry.colour for entry in ORIGINAL.entries})) == (31, 32, 32)
     assert [ORIGINAL.names[i] for i in (0, 17, 26, 30)] == ["Animal", "Road", "Tree", "Wall"]
     assert check(data).ok
+
+
+def test_the_full_frames_keep_their_colours_in_a_palette_and_bare_ids_are_refused(tmp_path: Path) -> None:
+    mini.camvid_full(tmp_path, TRAIN)
+    before = [sample.labels["out"] for sample in open_camvid(tmp_path)]
+    for path in tmp_path.glob("LabeledApproved_full/*.png"):
+        image = Image.open(path).quantize(256)
+        assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(Image.open(path)))
+        image.save(path)
+    for sample, labels in zip(open_camvid(tmp_path), before, strict=True):
+        assert np.array_equal(sample.labels["out"], labels)
+    mini.put(path, np.zeros((6, 8), np.uint8))
+    with pytest.raises(LabelError, match="ids in one channel; expected the colours"):
+        open_camvid(tmp_path)[[*TRAIN].index(path.name.removesuffix("_L.png"))]
 
 
 def test_the_full_frames_lie_beside_their_label_maps_as_the_archives_unpack(tmp_path: Path) -> None:

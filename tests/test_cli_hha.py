@@ -6,7 +6,9 @@ from pathlib import Path
 
 import miniatures as mini
 import numpy as np
+import pytest
 from conftest import Run
+from PIL import Image
 
 from fullyconv import images
 
@@ -46,3 +48,42 @@ def test_hha_skips_what_is_no_depth_and_says_so(run: Run, tmp_path: Path) -> Non
     code, _, err = run("hha", tmp_path / "none", "--out", tmp_path / "hha")
     assert code == 2
     assert "none: no .png or .tif file in it" in err
+
+
+def test_hha_never_replaces_depth_and_no_two_maps_share_a_result(run: Run, tmp_path: Path) -> None:
+    depth = np.full((30, 40), 2000, np.uint16)
+    mini.put(tmp_path / "depth/1.png", depth)
+    before = (tmp_path / "depth/1.png").read_bytes()
+    for options in ([], ["--overwrite"]):
+        code, _, err = run("hha", tmp_path / "depth", "--out", tmp_path / "depth", *options)
+        assert code == 2
+        assert "depth/1.png: would replace one of the depth maps" in err
+    assert (tmp_path / "depth/1.png").read_bytes() == before
+    # Results below the depth maps are not computed from again.
+    for said in ("1 of 1", "1 of 1"):
+        assert said in run("hha", tmp_path / "depth", "--out", tmp_path / "depth/hha")[1]
+    assert "1 were there and are kept" in run("hha", tmp_path / "depth", "--out", tmp_path / "depth/hha")[1]
+    Image.fromarray(depth).save(tmp_path / "depth/1.tif")
+    code, _, err = run("hha", tmp_path / "depth", "--out", tmp_path / "hha")
+    assert code == 2
+    assert "would both be" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--fx", "0", "fx: got 0.0"),
+        ("--fy", "nan", "fy: got nan"),
+        ("--cx", "inf", "cx: got inf"),
+        ("--unit", "0", "--unit 0"),
+    ],
+)
+def test_hha_refuses_a_camera_that_cannot_be(run: Run, tmp_path: Path, option: str, value: str, message: str) -> None:
+    mini.put(tmp_path / "depth/1.png", np.full((30, 40), 2000, np.uint16))
+    own = {"--fx": "40", "--fy": "40", "--cx": "19.5", "--cy": "14.5", option: value}
+    code, _, err = run(
+        "hha", tmp_path / "depth", "--out", tmp_path / "hha", *(text for pair in own.items() for text in pair)
+    )
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "hha").exists()

@@ -101,6 +101,19 @@ def test_a_list_of_val_alone_leaves_the_rest_to_train(tmp_path: Path) -> None:
     assert "every picture that val.txt does not name" in train.notes[0]
 
 
+@pytest.mark.parametrize("val", [True, False])
+def test_what_a_list_of_test_names_is_never_learnt(tmp_path: Path, val: bool) -> None:
+    names = [pair_name.stem for pair_name in sorted((flat(tmp_path, 12) / "images").iterdir())]
+    (tmp_path / "test.txt").write_text("01\n02\n05\n")
+    if val:
+        (tmp_path / "val.txt").write_text("00\n")
+    found = {split: open_folder(tmp_path, split=split).names for split in ("train", "val", "test")}
+    assert found["test"] == ["01", "02", "05"]
+    assert sorted(name for split in found.values() for name in split) == names
+    assert len(found["val"]) == 1
+    assert any("test.txt" in note for note in open_folder(tmp_path).notes)
+
+
 def test_a_list_of_train_alone_is_divided(tmp_path: Path) -> None:
     flat(tmp_path, 20)
     (tmp_path / "train.txt").write_text("\n".join(f"{i:02d}" for i in range(10)))
@@ -136,12 +149,23 @@ def test_other_names_of_the_folders_are_taken_and_said(tmp_path: Path, images: s
     assert len(data) == 2
 
 
-@pytest.mark.parametrize(("folder", "split"), [("validation", "val"), ("valid", "val"), ("training", "train")])
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("validation", "val"), ("valid", "val"), ("training", "train"), ("Train", "train"), ("VAL", "val")],
+)
 def test_other_names_of_the_splits_are_taken_and_said(tmp_path: Path, folder: str, split: str) -> None:
     divided(tmp_path, *{"train", "val"} - {split}, folder)
     data = open_folder(tmp_path, split=split)
     assert data.names == [f"{folder}{i}" for i in range(3)]
     assert f"images/{folder} is taken for {split}" in data.notes
+
+
+def test_what_only_looks_like_a_split_is_refused_or_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"images: train2017, val2017 look like splits; name them train/ and val/"):
+        open_folder(divided(tmp_path / "coco", "train2017", "val2017"))
+    assert open_folder(divided(tmp_path / "towns", "valencia", "berlin"), split="val").names == ["valencia/valencia1"]
+    notes = open_folder(divided(tmp_path / "held", "train", "heldout")).notes
+    assert "images/ holds folders that are no split by their names and are not read: heldout" in notes
 
 
 def test_two_readings_of_a_folder_are_refused(tmp_path: Path) -> None:
@@ -330,6 +354,22 @@ def test_void_lines_are_ignored_and_said(tmp_path: Path, void: str) -> None:
     assert data.notes == [f"classes.txt: 2 classes; void: {name} (id 1)"]
 
 
+@pytest.mark.parametrize("form", ["{}: {}", "{} {}", "{},{}", "{:03}\t{}"])
+def test_numbers_before_the_names_of_classes_are_their_ids(tmp_path: Path, form: str) -> None:
+    root = divided(tmp_path, "train", "val")
+    classes(root, "\n".join(form.format(*each) for each in ((1, "cat"), (2, "dog"), (7, "void"))))
+    table = open_folder(root).classes["out"]
+    assert [(c.id, c.name, c.ignore) for c in table.entries] == [
+        (1, "cat", False),
+        (2, "dog", False),
+        (7, "void", True),
+    ]
+    assert open_folder(root)[0].labels["out"].max() == 0  # the files hold id 1
+    assert "classes.txt: the numbers that its lines begin with are taken for ids, 1..7" in open_folder(root).notes
+    classes(root, "ground\n2 wheels\n4 wheels\n")
+    assert open_folder(root).classes["out"].names == ("ground", "2 wheels", "4 wheels")
+
+
 def test_classes_as_json(tmp_path: Path) -> None:
     root = divided(tmp_path, "train", "val")
     entries = [
@@ -354,6 +394,7 @@ def test_classes_as_json(tmp_path: Path) -> None:
         ("classes.txt", "a\n\nb\n", "line 2 is empty, and lines count as ids"),
         ("classes.txt", "a\na\n", r"classes\.txt: .*two classes share the name 'a'"),
         ("classes.txt", "void\n", "every class is void"),
+        ("classes.txt", "2 a\n1 b\n", "begins with a number, as an id, but they do not ascend"),
         ("classes.txt", "", "entries"),
         ("classes.json", "{", "not valid JSON"),
         ("classes.json", '{"a": 1}', "expected a list such as"),

@@ -19,13 +19,14 @@ that one wrong pixel does not lift the whole room.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fullyconv.errors import DatasetError
+from fullyconv.errors import ConfigError, DatasetError
 
 Map = npt.NDArray[np.float64]
 
@@ -47,12 +48,22 @@ FLOOR_SHARE = 0.005
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole: pixel (u, v) at depth z shows the point ((u - cx) z / fx, (v - cy) z / fy, z); pixels count from 0."""
+    """A pinhole: pixel (u, v) at depth z shows the point ((u - cx) z / fx, (v - cy) z / fy, z); pixels count from 0.
+
+    Raises:
+        ConfigError: a focal length that is not more than 0, or a number that is not finite.
+    """
 
     fx: float
     fy: float
     cx: float
     cy: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not math.isfinite(value) or (name in ("fx", "fy") and value <= 0):
+                expected = "a focal length in pixels, more than 0" if name in ("fx", "fy") else "a position in pixels"
+                raise ConfigError(f"{name}: got {value}; expected {expected}", where=name)
 
 
 NYUD = Camera(518.85790117450188, 519.46961112127485, 324.58244941119034, 252.73616633400465)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -44,14 +47,22 @@ def hha(
     if any(value is not None for value in given) and None in given:
         raise ConfigError("--fx, --fy, --cx and --cy describe one camera; give all four, or none for NYUDv2's")
     camera = None if fx is None else Camera(*(float(value or 0) for value in given))
-    files = sorted(path for path in depth.rglob("*") if path.suffix.lower() in (".png", ".tif", ".tiff"))
+    if not (math.isfinite(unit) and unit > 0):
+        raise ConfigError(f"--unit {unit}: expected metres, more than 0", where="unit")
+    found = (path for path in depth.rglob("*") if path.suffix.lower() in (".png", ".tif", ".tiff"))
+    # Results in a folder below the depth maps are no depth maps.
+    below = out != depth and out.is_relative_to(depth)
+    files = sorted(path for path in found if not (below and path.is_relative_to(out)))
     if not files:
         raise DatasetError(f"{depth}: no .png or .tif file in it; expected a folder of depth maps")
-    failed = 0
+    targets = {path: (out / path.relative_to(depth)).with_suffix(".png") for path in files}
+    _refuse_to_harm(targets)
+    failed = kept = 0
     with counting("computing", len(files)) as progress:
-        for path in files:
-            target = (out / path.relative_to(depth)).with_suffix(".png")
-            if overwrite or not target.exists():
+        for path, target in targets.items():
+            if not overwrite and target.exists():
+                kept += 1
+            else:
                 try:
                     stored = read_depth(path)
                     found = compute(stored * unit, camera or nyud_camera(*stored.shape))
@@ -64,6 +75,18 @@ def hha(
                     target.parent.mkdir(parents=True, exist_ok=True)
                     write_image(target, found.encoded())
             progress.advance(progress.task_ids[0])
-    print(f"{len(files) - failed} of {len(files)} depth maps: {out}")
+    there = f"; {kept} were there and are kept (--overwrite)" if kept else ""
+    print(f"{len(files) - failed} of {len(files)} depth maps: {out}{there}")
     if failed:
         raise typer.Exit(1 if failed < len(files) else 2)
+
+
+def _refuse_to_harm(targets: Mapping[Path, Path]) -> None:
+    """Refuse results that would replace a depth map, or one another."""
+    sources = {os.path.realpath(path) for path in targets}
+    owners: dict[Path, Path] = {}
+    for path, target in targets.items():
+        if os.path.realpath(target) in sources:
+            raise ConfigError(f"{target}: would replace one of the depth maps; choose another folder", where="out")
+        if (other := owners.setdefault(target, path)) != path:
+            raise ConfigError(f"{path} and {other} would both be {target}; keep one of the two", where="out")

@@ -20,7 +20,8 @@ from fullyconv.config import Classes, ClassInfo
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
 from fullyconv.datasets.listed import Files, Listed, Maps, below, find, inside_of
-from fullyconv.errors import DatasetError
+from fullyconv.errors import DatasetError, LabelError
+from fullyconv.opening import read_form
 from fullyconv.values import read_values
 
 
@@ -127,14 +128,17 @@ def _labels_of(folder: Path) -> Path | None:
 
 
 def read_colours(path: Path) -> npt.NDArray[Any]:
-    """The colours of a map of the full frames, where a few that the table does not have are Void's.
+    """The colours of a map of the full frames, or of its palette, where a few that the table does not have are Void's.
 
     The published Seq05VD_f02610_L.png has some 190 such pixels. Where there are more than `STRAY_SHARE` of a map, they
     stay as they are, and the map is refused with its colours.
     """
     values = read_values(path)
-    if values.ndim != 3:  # ids, not colours: the table refuses them
-        return values
+    if values.ndim != 3:  # what ids would mean, no publication says; a palette has the colours
+        palette = read_form(path).palette
+        if len(palette) <= int(values.max()):
+            raise LabelError(path, "ids in one channel; expected the colours of label_colors.txt, as published")
+        values = np.array(palette, np.uint8)[values]
     packed = values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
     known = [r << 16 | g << 8 | b for r, g, b in (e.colour for e in ORIGINAL.entries if e.colour is not None)]
     stray = ~np.isin(packed, known)

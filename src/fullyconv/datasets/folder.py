@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,11 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "SegmentationClass")
 LIST_FOLDERS = (".", "ImageSets/Segmentation", "splits", "lists")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+NEARLY_A_SPLIT = re.compile(r"(train|val)[a-z]*[-_ ]?\d*", re.IGNORECASE)
+"""Such as train2017."""
 SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
+NUMBERED = re.compile(r"(\d{1,5})(?:\s*[:,;]\s*|\s+)(\S.*)")
+"""A class with its id before it."""
 VOID_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore"})
 VAL_SHARE = 0.1
 """Share of the pictures that is drawn for val where the folder has no val split."""
@@ -177,15 +182,26 @@ class _Source:
 
 
 def _source(images: Path, labels: Path, split: str, notes: list[str]) -> _Source:
-    halves = {name: (_subfolder(images, name), _subfolder(labels, name)) for name in {*SPLITS, split}}
+    below = _folders(images), _folders(labels)
+    halves = {name: (_subfolder(below[0], name), _subfolder(below[1], name)) for name in {*SPLITS, split}}
     for name, (picture_half, label_half) in halves.items():
         if name in (split, "train", "val") and (picture_half is None) != (label_half is None):
             lacking = labels if label_half is None else images
             raise DatasetError(f"{picture_half or label_half} has no counterpart; expected {lacking / name}")
     whole = {name: (p, m) for name, (p, m) in halves.items() if p and m}
+    inside = sorted({path.name for path in below[0]} & {path.name for path in below[1]})
     if not whole:
+        alike = [name for name in inside if NEARLY_A_SPLIT.fullmatch(name)]
+        if {name[:1].lower() for name in alike} >= {"t", "v"}:
+            raise DatasetError(
+                f"{images}: {', '.join(alike)} look like splits; name them train/ and val/, here and in {labels}"
+            )
         return _Source(images, labels, divided=False)
     draw = split in ("train", "val") and "val" not in whole
+    if draw and (unread := [name for name in inside if images / name not in {half for half, _ in whole.values()}]):
+        notes.append(
+            f"{images.name}/ holds folders that are no split by their names and are not read: {', '.join(unread)}"
+        )
     wanted = "train" if draw else split
     if wanted not in whole:
         raise DatasetError(f"{images}: no split {split!r}; found {', '.join(sorted(whole))}")
@@ -196,10 +212,16 @@ def _source(images: Path, labels: Path, split: str, notes: list[str]) -> _Source
     return _Source(picture_half, label_half, divided=True, draw=draw)
 
 
-def _subfolder(folder: Path, split: str) -> Path | None:
-    there = [folder / name for name in SPLITS.get(split, (split,)) if (folder / name).is_dir()]
+def _folders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+
+
+def _subfolder(folders: Sequence[Path], split: str) -> Path | None:
+    there = [path for path in folders if path.name.lower() in SPLITS.get(split, (split.lower(),))]
     if len(there) > 1:
-        raise DatasetError(f"{folder}: {' and '.join(p.name for p in there)} could each be {split}; keep one")
+        names = " and ".join(path.name for path in there)
+        raise DatasetError(f"{there[0].parent}: {names} could each be {split}; keep one")
     return there[0] if there else None
 
 
@@ -208,16 +230,20 @@ def _listed(
 ) -> Sequence[str] | None:
     """The names of a split in a folder that is not divided; None: all there are."""
     path = _list(root, split)
-    if path is None and split == "train" and (val := _list(root, "val")):
-        notes.append(f"no list of train: every picture that {val.relative_to(root)} does not name is taken for it")
-        held_out = set(_names(val, images, pictures))
-        return [name for name in pictures if name not in held_out]
+    if path is None and split not in ("train", "val"):
+        raise DatasetError(f"{root}: no split {split!r}; expected {images.name}/{split}/ or {split}.txt")
     if path is None and split == "val" and (path := _list(root, "train")):
         return _names(path, images, pictures)
     if path is None:
-        if split not in ("train", "val"):
-            raise DatasetError(f"{root}: no split {split!r}; expected {images.name}/{split}/ or {split}.txt")
-        return None
+        held_out = [there for name in ("val", "test") if (there := _list(root, name))]
+        if not held_out:
+            return None
+        said = " and ".join(str(there.relative_to(root)) for there in held_out)
+        notes.append(
+            f"no list of train: every picture that {said} {'do' if held_out[1:] else 'does'} not name is taken"
+        )
+        others = {name for there in held_out for name in _names(there, images, pictures)}
+        return [name for name in pictures if name not in others]
     names = _names(path, images, pictures)
     notes.append(f"{split} is what {path.relative_to(root)} names ({len(names)} pictures)")
     return names
@@ -394,8 +420,16 @@ def _from_text(path: Path, notes: list[str]) -> Classes:
         raise DatasetError(
             f"{path}: line {lines.index('') + 1} is empty, and lines count as ids; write a name or `void`"
         )
+    ids = list(range(len(lines)))
+    numbered = [NUMBERED.fullmatch(line) for line in lines]
+    if len(lines) > 1 and all(numbered):
+        # The lines of many published lists, such as PASCAL-Context's "1: aeroplane", which begins at 1.
+        ids, lines = [int(m[1]) for m in numbered if m], [m[2] for m in numbered if m]
+        if ids != sorted(set(ids)):
+            raise DatasetError(f"{path}: every line begins with a number, as an id, but they do not ascend; sort them")
+        notes.append(f"{path.name}: the numbers that its lines begin with are taken for ids, {ids[0]}..{ids[-1]}")
     entries = []
-    for i, line in enumerate(lines):
+    for i, line in zip(ids, lines, strict=True):
         marked = line.lower().endswith(" ignore")
         name = line[: -len(" ignore")].strip() if marked else line
         entries.append({"id": i, "name": name, "colour": voc_colour(i), "ignore": marked or name.lower() in VOID_NAMES})
