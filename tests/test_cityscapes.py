@@ -30,6 +30,19 @@ def test_channels_are_the_train_ids(root: Path) -> None:
     assert check(data).ok
 
 
+def test_towns_may_be_links_and_hidden_files_are_no_pictures(root: Path, tmp_path: Path) -> None:
+    names = list(open_cityscapes(root).names)
+    for half in ("leftImg8bit", "gtFine"):
+        town = next((root / half / "train").iterdir())
+        aside = tmp_path / "aside" / half
+        aside.parent.mkdir(exist_ok=True)
+        town.rename(aside)
+        town.symlink_to(aside)
+        picture = next(aside.iterdir())
+        picture.with_name(f"._{picture.name}").write_bytes(b"as macOS leaves them")
+    assert list(open_cityscapes(root).names) == names
+
+
 def test_the_nineteen_classes_are_in_the_published_order() -> None:
     # fmt: off
     assert CLASSES.names == (

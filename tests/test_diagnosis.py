@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import miniatures as mini
 import numpy as np
 import planted
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fullyconv.checking import check
 from fullyconv.config import Classes
+from fullyconv.datasets import dataset
 from fullyconv.diagnosis import shift_of
 from fullyconv.findings import KINDS
 
@@ -148,3 +151,18 @@ def test_ids_from_nought_where_the_table_starts_at_one_are_too_low() -> None:
     )
     assert shift_of([0, 1, 2], table) == 1
     assert shift_of([0, 1, 3], table) == 0
+
+
+def test_a_table_of_numbers_that_cannot_be_read_is_corrupt(tmp_path: Path) -> None:
+    folder = mini.sbd(tmp_path / "sbd", train=("a", "b", "c"))
+    (folder / "cls/b.mat").write_bytes((folder / "cls/b.mat").read_bytes()[:150])
+    mini.mat(folder / "cls/c.mat", GTcls={"Segmentation": mini.grid(0, 99).astype(np.uint8)})
+    kinds = {Path(one.files[0]).name: one.kind for one in check(dataset("sbd", tmp_path)).findings if one.files}
+    assert kinds == {"b.mat": "corrupt", "c.mat": "label"}
+
+
+def test_many_ids_that_go_on_where_the_table_ends_are_no_blends(root: Path) -> None:
+    planted.edit(root / MAP, lambda ids: np.where(ids == 255, ids, np.arange(ids.size).reshape(ids.shape) // 8 % 60))
+    (finding,) = [one for one in planted.found(root) if one.severity == "error"]
+    assert finding.kind == "label"
+    assert "ids go on to 59, and the table ends at 10" in finding.detail

@@ -102,7 +102,9 @@ def test_a_value_outside_the_table_names_file_value_and_pixels(tmp_path: Path) -
     [
         ([1, 2, 3], "shifted by one"),
         ([0, 100, 200], "multiples of 100: was the map stretched"),
-        (range(60), "resized with interpolation"),
+        ([0, 1, *range(5, 60)], "resized with interpolation"),
+        (range(254), "ids go on to 253, and the table ends at 2"),
+        (range(255), "resized with interpolation"),  # up to a void of 255
         ([0, 4], "if the table is yours \\(classes.json\\), add them, or mark them as ignored there"),
     ],
 )

@@ -48,6 +48,28 @@ def test_what_is_none_of_the_59_can_be_void(root: Path) -> None:
     assert check(data).void == {"out": 36}
 
 
+@pytest.mark.parametrize("name", ["pascal-context", "pascal-context-59"])
+def test_the_ready_maps_of_59_classes_are_read_by_the_names_of_their_list(tmp_path: Path, name: str) -> None:
+    folder = mini.pascal_context_33(tmp_path / "context", tmp_path / "VOC2010", train=TRAIN)
+    (folder / "33_context_labels").rename(folder / "59_context_labels")
+    first = CLASSES.index_of_id()[1] - (name == "pascal-context-59")
+    void = 0 if name == "pascal-context" else 255
+    data = dataset(name, tmp_path)
+    assert np.array_equal(data[0].labels["out"], mini.grid(void, first, first + 20, first + 32))
+    assert any("no 59_labels.txt" in note for note in data.notes)
+    # The list of the release counts from 1; here two names have changed places.
+    listed = list(CLASSES.names[1:])
+    listed[0], listed[20] = listed[20], listed[0]
+    (folder / "59_labels.txt").write_text("".join(f"{i}: {n}\n" for i, n in enumerate(listed, 1)))
+    assert np.array_equal(dataset(name, tmp_path)[0].labels["out"], mini.grid(void, first + 20, first, first + 32))
+
+
+def test_a_relative_root_is_the_same_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root / "pascal-context")
+    (root / "VOCdevkit/VOC2010").rename(root / "VOC2010")
+    assert open_pascal_context(".").names == list(TRAIN)
+
+
 def test_the_33_classes_are_those_of_the_official_maps(tmp_path: Path) -> None:
     folder = mini.pascal_context_33(tmp_path / "context", tmp_path / "VOC2010", train=TRAIN)
     data = dataset("pascal-context-33", tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from fullyconv.checking import check
 from fullyconv.datasets import dataset
 from fullyconv.datasets.sbd import open_sbd
+from fullyconv.datasets.voc import open_voc
 from fullyconv.errors import DatasetError, ImageError
 
 TRAIN, VAL = ("2008_000002", "2008_000003", "2011_003276"), ("2008_000015",)
@@ -54,6 +55,29 @@ def test_val_is_vocs_seg11valid_where_voc_is_beside(release: Path, place: str, b
         assert np.array_equal(data[0].labels["out"], mini.grid(0, 1, 20, 255))
         assert "2 of the 3 pictures of VOC2011's val" in data.notes[0]
     assert not set(open_sbd(release / below).names) & set(data.names)
+
+
+@pytest.mark.parametrize("below", ["", "sbdd", "sbdd/dataset"])
+def test_the_authors_own_folders_and_another_year_nearer_by_are_no_hindrance(tmp_path: Path, below: str) -> None:
+    mini.sbd(tmp_path / "sbdd/dataset", train=TRAIN, val=VAL)
+    mini.voc(tmp_path / "pascal/VOC2011", val=("2007_000033", "2011_003276"))
+    mini.voc(tmp_path / "sbdd/VOC2012", val=("2007_000033",))
+    assert open_sbd(tmp_path / below, split="val").names == ["2007_000033"]
+
+
+def test_a_relative_root_is_the_same_folder(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mini.voc(release / "VOCdevkit/VOC2011", val=("2007_000033", "2011_003276"))
+    for here, root in (
+        (".", "."),
+        ("benchmark_RELEASE", "."),
+        ("benchmark_RELEASE/dataset", "."),
+        (".", "benchmark_RELEASE"),
+    ):
+        monkeypatch.chdir(release / here)
+        assert open_sbd(root, split="val").names == ["2007_000033"]
+    for here in ("VOCdevkit", "VOCdevkit/VOC2011"):
+        monkeypatch.chdir(release / here)
+        assert open_voc(".", split="seg11valid").names == ["2007_000033"]
 
 
 def test_val_is_sbds_own_where_voc_is_not_and_that_is_said(release: Path) -> None:

@@ -167,6 +167,15 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_wrong_label_is_one_line(run: Run, folder: Path) -> None:
+    for options, said in (
+        (("--dataset", "voc"), "--dataset voc: where is it? Name its folder with --data"),
+        (("--labels", folder, "--split", "train"), "--split: --labels is a bare folder"),
+        (("--labels", folder, "--dataset", "voc"), "--dataset: --labels is a bare folder"),
+        (("--classes", 5), "--classes: only --labels asks for it"),
+    ):
+        code, _, err = run("study", "upper-bound", *options, "--json", "-")
+        assert code == 2
+        assert said in err
     code, _, err = run("study", "upper-bound", "--labels", folder, "--classes", 5)
     assert code == 2
     assert err.startswith(f"fullyconv: error: {folder / 'a.png'}: ")

@@ -1,7 +1,8 @@
-"""Depth is read as it is stored."""
+"""Numbers are read as they are stored."""
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from image_files import RNG, label_file, png, saved
 from PIL import Image
 
 from fullyconv.errors import ImageError
-from fullyconv.values import read_depth
+from fullyconv.values import read_depth, read_values
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,23 @@ def test_depth_is_read_as_it_is_stored(tmp_path: Path, suffix: str, dtype: type)
 def test_depth_of_four_bits_is_not_stretched(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(2, 1, 4, 0, b"\x00\x1f"))
     assert read_depth(tmp_path / "a.png").tolist() == [[1, 15]]
+
+
+@pytest.mark.parametrize("bits", [8, 4, 1])
+def test_a_bitmap_whose_two_ids_are_black_and_white_is_read_or_refused(tmp_path: Path, bits: int) -> None:
+    ids = np.arange(48, dtype=np.uint8).reshape(6, 8) // 3 % 2
+    rows = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:]).tobytes() for row in ids[::-1]]
+    pixels = b"".join(row + b"\0" * (-len(row) % 4) for row in rows)
+    palette = bytes([0, 0, 0, 0, 255, 255, 255, 0])
+    header = struct.pack("<IiiHHIIiiII", 40, 8, 6, 1, bits, 0, len(pixels), 0, 0, 2, 0)
+    start = 14 + len(header) + len(palette)
+    path = tmp_path / "x.bmp"
+    path.write_bytes(struct.pack("<2sIHHI", b"BM", start + len(pixels), 0, 0, start) + header + palette + pixels)
+    if bits == 1:
+        assert np.array_equal(read_values(path), ids)
+    else:
+        with pytest.raises(ImageError, match=f"a BMP of {bits} bits with a palette of black and white"):
+            read_values(path)
 
 
 def test_depth_is_upright(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fullyconv.config import Classes
-from fullyconv.errors import ImageError
+from fullyconv.errors import ImageError, LabelError
 from fullyconv.findings import Finding
 from fullyconv.images import SUFFIXES, read_image
+from fullyconv.labels import goes_on
 from fullyconv.opening import read_form
 from fullyconv.values import read_values
 
@@ -35,7 +36,8 @@ def diagnose(error: ImageError, files: tuple[Path | None, ...], classes: Mapping
     elif table is None:
         kind = "corrupt"
     elif error.path.suffix.lower() not in SUFFIXES:
-        kind = "label"  # a table of numbers in another format, which was read, and whose numbers are refused
+        # Of another format, such as .mat: either it was read, and its numbers are refused, or it cannot be.
+        kind = "label" if isinstance(error, LabelError) else "corrupt"
     else:
         kind = _of_label_map(error.path, files[0], table)
     concerned = [error.path, *([files[0]] if kind in ("size", "exif") and files[0] is not None else [])]
@@ -74,7 +76,7 @@ def _of_values(values: npt.NDArray[Any], classes: Classes) -> str:
     outside = [value for value in present if value not in known]
     if shift_of(present, classes):
         return "shifted"
-    return "antialiased" if len(outside) > MANY else "label"
+    return "antialiased" if len(outside) > MANY and not goes_on(outside, classes) else "label"
 
 
 def shift_of(present: list[int], classes: Classes) -> int:

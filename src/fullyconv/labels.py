@@ -197,8 +197,28 @@ def _outside(values: Array, known: npt.NDArray[np.bool_], classes: Classes) -> s
         ids = classes.index_of_id()
         void = [i for i in ids if ids[i] == classes.void]
         expected = f"ids {_ranges([i for i in ids if ids[i] != classes.void])} or void {_ranges(void)}"
-        hint = _hint([int(v) for v in np.unique(values)], list(bad), max(c.id for c in classes.used))
+        ids_outside = sorted(value for value in bad if isinstance(value, int))
+        if goes_on(ids_outside, classes):
+            hint = f"ids go on to {ids_outside[-1]}, and the table ends at {ids_outside[0] - 1}: {YOURS}"
+        else:
+            hint = _hint([int(v) for v in np.unique(values)], list(bad), max(c.id for c in classes.used))
     return f"{len(bad)} {kind} outside the table of classes: {listed}{more}; expected {expected}; {hint}"
+
+
+def goes_on(outside: list[int], classes: Classes) -> bool:
+    """Whether several ids outside a table are those that follow it, as when the table is of another data set.
+
+    Args:
+        outside: ids that the table has not, ascending.
+        classes: the table.
+
+    Example:
+        >>> goes_on([3, 4, 5], Classes.of("sky", "sea", "land")), goes_on([3, 5], Classes.of("sky", "sea", "land"))
+        (True, False)
+    """
+    last = max(entry.id for entry in classes.used)
+    # Blends of classes with a void of 255 also go on, but up to it.
+    return len(outside) > 1 and outside == list(range(last + 1, last + 1 + len(outside))) and outside[-1] < 254
 
 
 def _hint(present: list[int], bad: list[Any], largest: int) -> str:

@@ -33,6 +33,7 @@ def read_values(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> A
     """
     with opened(path, max_pixels) as image:
         _refuse_lossy(image, "a label map", "ids")
+        _refuse_misread(image)
         raw = raw_modes(image)
         load(image)
         values = make_upright(image, _values_of(image, raw), [])
@@ -65,6 +66,18 @@ def _refuse_lossy(image: Image.Image, what: str, numbers: str) -> None:
     if not is_exact(image):
         lossy = f"{image.format} {image.info.get('compression', '')}".strip()
         raise RefusedError(f"{what} in {lossy}, which may change {numbers}; expected PNG (or lossless TIFF, BMP)")
+
+
+def _refuse_misread(image: Image.Image) -> None:
+    """Refuse a BMP whose palette is black and white and whose pixels have several bits, of which Pillow reads one."""
+    if image.format == "BMP" and image.mode == "1" and image.fp is not None:
+        image.fp.seek(14)
+        header = image.fp.read(16)
+        at = 10 if int.from_bytes(header[:4], "little") == 12 else 14  # OS/2's header, or Windows'
+        if (bits := int.from_bytes(header[at : at + 2], "little")) != 1:
+            raise RefusedError(
+                f"a BMP of {bits} bits with a palette of black and white, which is misread; save it as PNG"
+            )
 
 
 def _values_of(image: Image.Image, raw: list[str]) -> Array:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fullyconv.commands.options import Batch, Crop, Dataset, Device, Json, output_json
+from fullyconv.commands.options import Batch, Crop, Dataset, Device, Json, is_given, output_json
 
 if TYPE_CHECKING:
     from fullyconv.studies.base import Result
@@ -217,6 +217,7 @@ Examples:
   fullyconv study upper-bound --data CAMVID --split train""",
 )
 def upper_bound(
+    context: typer.Context,
     labels: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of nothing but label maps: PNG of class ids, 255 void.")
     ] = None,
@@ -244,6 +245,10 @@ def upper_bound(
 
     if labels is not None and data is not None:
         raise ConfigError("--labels and --data: got both; label maps come from one of them", where="labels")
+    for option in ("dataset", "split") if labels is not None else ("classes",):
+        if is_given(context, option):
+            beside = "--labels is a bare folder" if labels is not None else "only --labels asks for it"
+            raise ConfigError(f"--{option}: {beside}; drop one of the two", where=option)
     if labels is not None:
         maps: LabelFiles | LabelsOf = LabelFiles.of(labels, classes)
         said = labels.resolve().name

@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -23,7 +23,7 @@ from pathlib import Path
 from fullyconv.config import MOST_CLASSES, Classes, voc_colour
 from fullyconv.datasets.base import About, Sample
 from fullyconv.datasets.inputs import CHANNELS, check_inputs, read_inputs
-from fullyconv.datasets.listed import inside_of
+from fullyconv.datasets.listed import inside_of, walk
 from fullyconv.datasets.voc import CLASSES as VOC
 from fullyconv.documents import parse_json, read_text
 from fullyconv.errors import DatasetError, ImageError
@@ -36,7 +36,6 @@ LIST_FOLDERS = (".", "ImageSets/Segmentation", "splits", "lists")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 NEARLY_A_SPLIT = re.compile(r"(train|val)[a-z]*[-_ ]?\d*", re.IGNORECASE)
 """Such as train2017."""
-SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 NUMBERED = re.compile(r"(\d{1,5})(?:\s*[:,;]\s*|\s+)(\S.*)")
 """A class with its id before it."""
 VOID_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore"})
@@ -308,7 +307,7 @@ def _files(folder: Path, notes: list[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     doubles: list[str] = []
     others = 0
-    for path in _walk(folder):
+    for path in walk(folder):
         if path.suffix.lower() not in SUFFIXES:
             others += 1
             continue
@@ -341,18 +340,6 @@ def _input(root: Path, name: str, half: str, names: Sequence[str], notes: list[s
             findings=[f"{folder / picture}: no such file" for picture in lacking],
         )
     return found
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()
-    for parent, below, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        # A link may lead back up; a folder is read once.
-        below[:] = sorted(name for name in below if not name.startswith(".")) if real not in seen else []
-        if real in seen:
-            continue
-        seen.add(real)
-        yield from (Path(parent, n) for n in sorted(names) if not n.startswith(".") and n not in SYSTEM_FILES)
 
 
 def _key(name: str) -> str:
@@ -441,7 +428,7 @@ def _from_json(path: Path, notes: list[str]) -> Classes:
         data = parse_json(_text(path))
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None
-    if not isinstance(data, list) or not all(isinstance(e, dict) and isinstance(e.get("id"), int) for e in data):
+    if not isinstance(data, list) or not all(isinstance(e, dict) and type(e.get("id")) is int for e in data):
         raise DatasetError(f'{path}: expected a list such as [{{"id": 0, "name": "sky", "colour": [0, 0, 255]}}]')
     if len(data) > MOST_CLASSES:
         raise DatasetError(f"{path}: {len(data):,} classes; expected {MOST_CLASSES:,} at most")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fullyconv.documents import read_text
 from fullyconv.errors import DatasetError
 from fullyconv.labels import label_channels
 
+SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 LOOKED_AT = 20
 """Names whose files are looked for when a data set is opened; the others are missed when they are read."""
 
@@ -141,10 +144,27 @@ def below(folder: Path, suffix: str) -> list[str]:
     Raises:
         DatasetError: no such folder, or none in it.
     """
-    found = sorted(path.relative_to(folder).as_posix().removesuffix(suffix) for path in folder.rglob(f"*{suffix}"))
+    found = sorted(
+        path.relative_to(folder).as_posix().removesuffix(suffix) for path in walk(folder) if path.name.endswith(suffix)
+    )
     if not found:
         raise DatasetError(f"{folder}: no file NAME{suffix} in it; found {inside_of(folder)}")
     return found
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, in order, links to folders followed; but hidden ones, and those that systems leave.
+
+    A link may lead back up: a folder is read once.
+    """
+    seen: set[str] = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        below[:] = sorted(name for name in below if not name.startswith(".")) if real not in seen else []
+        if real in seen:
+            continue
+        seen.add(real)
+        yield from (Path(parent, n) for n in sorted(names) if not n.startswith(".") and n not in SYSTEM_FILES)
 
 
 def classes_from_one(*names: str) -> Classes:
@@ -159,6 +179,16 @@ def classes_from_one(*names: str) -> Classes:
             ClassInfo(id=i, name=name, colour=voc_colour(i), ignore=i == 0) for i, name in enumerate(("void", *names))
         )
     )
+
+
+def resolved(root: str | PathLike[str]) -> Path:
+    """A folder as an absolute path, whose parents are known; links stay as they are.
+
+    Example:
+        >>> resolved(".").name == Path.cwd().name
+        True
+    """
+    return Path(os.path.abspath(root))
 
 
 def find(candidates: Iterable[Path], *inside: str) -> Path | None:

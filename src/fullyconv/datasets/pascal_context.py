@@ -22,10 +22,10 @@ from fullyconv.archives import Archive
 from fullyconv.config import Classes
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, read_names
+from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, read_names, resolved
 from fullyconv.datasets.mat import read_mat
 from fullyconv.datasets.voc import VOC2010, voc_folders
-from fullyconv.errors import DatasetError, ImageError
+from fullyconv.errors import DatasetError, LabelError
 from fullyconv.values import read_values
 
 # fmt: off
@@ -97,6 +97,8 @@ def open_pascal_context(
 ) -> Listed:
     """PASCAL-Context in 59 classes and background: trainval/*.mat and labels.txt, with the pictures of VOC2010.
 
+    Where those are not there, the official 59_context_labels/NAME.png are read, by the names in 59_labels.txt.
+
     Args:
         root: a folder that holds the annotations (a folder with trainval/ and labels.txt, by any name) and VOCdevkit or
             VOC2010; or the annotations, with VOC2010 in or beside them.
@@ -107,14 +109,14 @@ def open_pascal_context(
     Raises:
         DatasetError: a folder, list or table is not there; says what was looked for.
     """
-    return _open(Path(root), "pascal-context", split, inputs, CLASSES)
+    return _open(resolved(root), "pascal-context", split, inputs, CLASSES)
 
 
 def open_pascal_context_59(
     root: str | PathLike[str], *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
 ) -> Listed:
     """PASCAL-Context in 59 classes, with what is none of them void; otherwise as `open_pascal_context`."""
-    return _open(Path(root), "pascal-context-59", split, inputs, CLASSES_59)
+    return _open(resolved(root), "pascal-context-59", split, inputs, CLASSES_59)
 
 
 def open_pascal_context_33(
@@ -125,17 +127,19 @@ def open_pascal_context_33(
     The label maps are the official 33_context_labels/NAME.png where they lie beside trainval/, or in its place; else
     they are made from trainval/NAME.mat by the names of the classes, and a note says so.
     """
-    return _open(Path(root), "pascal-context-33", split, inputs, CLASSES_33)
+    return _open(resolved(root), "pascal-context-33", split, inputs, CLASSES_33)
 
 
 def _open(root: Path, name: str, split: str, inputs: Sequence[str], classes: Classes) -> Listed:
     check_inputs(inputs, ("color",), where=name)
     places = [root, *(sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else [])]
     folder = find(places, "trainval", "labels.txt")
-    ready = find([folder or root, *places], "33_context_labels") if classes is CLASSES_33 else None
+    ready, png = None, "33_context_labels" if classes is CLASSES_33 else "59_context_labels"
+    if classes is CLASSES_33 or folder is None:
+        ready = find([folder or root, *places], png)
     if folder is None and ready is None:
         raise DatasetError(
-            f"{root}: no PASCAL-Context; expected a folder with trainval/NAME.mat and labels.txt; "
+            f"{root}: no PASCAL-Context; expected a folder with trainval/NAME.mat and labels.txt, or {png}/; "
             f"found {inside_of(root)}"
         )
     base = ready or folder or root
@@ -146,16 +150,22 @@ def _open(root: Path, name: str, split: str, inputs: Sequence[str], classes: Cla
     notes = [f"PASCAL-Context: {base}, pictures of {pictures}"]
     lists = [base / f"{split}.txt", pictures / "ImageSets" / "Main" / f"{split}.txt"]
     names = read_names(next((path for path in lists if path.is_file()), lists[-1]))
-    if ready is not None:
-        maps = Maps(Files(ready / "33_context_labels", ".png"), read_values, classes)
+    if ready is not None and classes is CLASSES_33:
+        maps = Maps(Files(ready / png, ".png"), read_values, classes)
     else:
-        numbers = _read_numbers(base / "labels.txt")
+        table = base / ("labels.txt" if ready is None else "59_labels.txt")
         wanted = {entry.name: entry.id for entry in classes.entries if entry.id}
+        numbers: Mapping[str, int] = wanted
+        if ready is not None and not table.is_file():
+            notes.append("no 59_labels.txt: the ids of 59_context_labels/ are taken for those of `fullyconv datasets`")
+        else:
+            numbers = _read_numbers(table)
         if lacking := [name for name in wanted if name not in numbers]:
-            notes.append(f"labels.txt has no {', '.join(lacking)}: they cannot occur")
+            notes.append(f"{table.name} has no {', '.join(lacking)}: they cannot occur")
         if classes is CLASSES_33:
             notes.append("no 33_context_labels/: the 33 classes are read from trainval/ by their names")
-        maps = Maps(Files(base / "trainval", ".mat"), partial(_read_ids, to_id=_to_id(numbers, wanted)), classes)
+        files = Files(base / "trainval", ".mat") if ready is None else Files(ready / png, ".png")
+        maps = Maps(files, partial(_read_ids, to_id=_to_id(numbers, wanted), table=table.name), classes)
     return Listed(name, split, names, {"color": Files(pictures / "JPEGImages", ".jpg")}, {"out": maps}, notes)
 
 
@@ -188,11 +198,13 @@ def _to_id(numbers: Mapping[str, int], wanted: Mapping[str, int]) -> npt.NDArray
     return to_id
 
 
-def _read_ids(path: Path, *, to_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    numbers = read_mat(path, variable="LabelMap")
+def _read_ids(path: Path, *, to_id: npt.NDArray[np.int64], table: str) -> npt.NDArray[np.int64]:
+    numbers = read_mat(path, variable="LabelMap") if path.suffix == ".mat" else read_values(path)
+    if numbers.ndim == 3:
+        raise LabelError(path, "colours; expected the numbers of " + table)
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= len(to_id):
-        raise ImageError(
-            path, f"label {low if low < 0 else high}; expected the numbers of labels.txt, up to {len(to_id) - 1}"
+        raise LabelError(
+            path, f"label {low if low < 0 else high}; expected the numbers of {table}, up to {len(to_id) - 1}"
         )
     return to_id[numbers]

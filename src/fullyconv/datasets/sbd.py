@@ -13,7 +13,7 @@ from pathlib import Path
 from fullyconv.archives import Archive
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names
+from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names, resolved
 from fullyconv.datasets.voc import CLASSES, VOC2011, open_valid, read_either, sbd_candidates, voc_folders
 from fullyconv.errors import DatasetError
 
@@ -59,7 +59,7 @@ def open_sbd(
     Raises:
         DatasetError: a folder or list is not there; says what was looked for.
     """
-    root = Path(root)
+    root = resolved(root)
     check_inputs(inputs, ("color",), where="sbd")
     folder = find([root, root / "dataset", *sbd_candidates(root)], "cls", "img")
     if folder is None:
@@ -80,7 +80,15 @@ def open_sbd(
 
 
 def _seg11valid(root: Path, folder: Path, split: str) -> Listed:
-    for base in dict.fromkeys((root, folder.parent, folder.parent.parent)):
+    bases = dict.fromkeys((root, folder.parent, folder.parent.parent))
+    refusals = []
+    # The authors' own folder is data/, with data/pascal/VOC2011 and data/sbdd/dataset.
+    for base in (place for parent in bases for place in (parent, parent / "pascal")):
         if years := voc_folders(base):
-            return replace(open_valid(years, "VOC2011", train=folder / "train.txt", name="sbd"), split=split)
+            try:
+                return replace(open_valid(years, "VOC2011", train=folder / "train.txt", name="sbd"), split=split)
+            except DatasetError as error:  # another year, say
+                refusals.append(error)
+    if refusals:
+        raise refusals[0]
     raise DatasetError(f"{root}: no PASCAL VOC below it; expected VOCdevkit/VOC2011 beside SBD")

@@ -19,7 +19,7 @@ from fullyconv.archives import Archive
 from fullyconv.config import Classes
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names
+from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names, resolved
 from fullyconv.datasets.mat import read_mat
 from fullyconv.errors import DatasetError
 from fullyconv.values import read_values
@@ -79,7 +79,7 @@ def open_voc(
     Raises:
         DatasetError: a folder or list is not there; says what was looked for.
     """
-    root = Path(root)
+    root = resolved(root)
     check_inputs(inputs, ("color",), where="voc")
     years = voc_folders(root)
     if not years:
@@ -149,7 +149,7 @@ def open_trainaug(years: Mapping[str, Path], *, train: Path | None) -> Listed:
     if (folder := years.get("VOC2012")) is None:
         raise DatasetError(f"trainaug is made of VOC2012 and SBD; expected VOCdevkit/VOC2012, found {', '.join(years)}")
     pictures = {"color": Files(folder / "JPEGImages", ".jpg")}
-    if (folder / "SegmentationClassAug").is_dir():
+    if any(folder.glob("SegmentationClassAug/*.png")):
         lists = [
             folder / place / name for place in (LISTS, f"{LISTS}Aug") for name in ("trainaug.txt", "train_aug.txt")
         ]
@@ -188,7 +188,8 @@ def voc_folders(root: Path) -> dict[str, Path]:
     for folder in found:
         if (folder / "JPEGImages").is_dir():
             years.setdefault(folder.name, folder)
-    return dict(sorted(years.items(), reverse=True))
+    # Behind the years, whatever else begins so: VOC2012_old.
+    return dict(sorted(years.items(), key=lambda year: (len(year[0]) == len("VOC2012"), year[0]), reverse=True))
 
 
 def find_sbd_list(*roots: Path) -> Path | None:

@@ -66,7 +66,7 @@ class Setup:
         out: folder for the runs, below ``nets``.
 
     Raises:
-        ConfigError: both budgets are given.
+        ConfigError: both budgets are given, or a kind of data without its folder.
         UnknownName: no backbone or preprocessing of that name.
     """
 
@@ -86,6 +86,8 @@ class Setup:
     def __post_init__(self) -> None:
         if self.minutes is not None and self.steps is not None:
             raise ConfigError("--minutes and --steps: got both; a budget is one of them", where="steps")
+        if self.data is None and self.dataset != "folder":
+            raise ConfigError(f"--dataset {self.dataset}: where is it? Name its folder with --data", where="data")
         if self.input is not None:
             lookup("input", self.input, INPUTS)
         if not self.net.startswith("timm/"):
