@@ -150,6 +150,18 @@ def test_saving_over_a_model_replaces_it(tmp_path: Path, picture: torch.Tensor) 
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "thesis.txt", "last/model.safetensors", ".git/HEAD"])
+def test_saving_into_a_folder_that_holds_anything_else_is_refused(tmp_path: Path, name: str) -> None:
+    save(tiny(), tmp_path / "m")
+    (tmp_path / "m" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "m" / name).write_text("theirs")
+    first = name.partition("/")[0]
+    with pytest.raises(CheckpointError, match=f"m: holds {first}, which is no part of a model"):
+        save(tiny(), tmp_path / "m")
+    assert (tmp_path / "m" / name).read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "scalar": torch.tensor(1.5, dtype=torch.float64)}
     save_state(tmp_path / "s", tensors, {"step": 7, "best": 0.1 + 0.2})

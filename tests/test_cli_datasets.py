@@ -61,6 +61,17 @@ def test_a_data_set_is_downloaded_unpacked_and_read(run: Run, tmp_path: Path, mo
     assert len(datasets.dataset("camvid", tmp_path / "data")) == 2
 
 
+def test_a_folder_that_cannot_be_made_and_json_of_a_download_are_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = run("datasets", "voc", "--download", tmp_path / "file/below")
+    assert (code, err.count("\n")) == (2, 2)  # the licence, and this
+    assert "file/below: cannot be made: " in err
+    code, _, err = run("datasets", "voc", "--download", tmp_path / "voc", "--json", tmp_path / "voc.json")
+    assert code == 2
+    assert "--json and --download: got both" in err
+    assert not (tmp_path / "voc").exists()
+
+
 def test_what_cannot_be_downloaded_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fullyconv import datasets
     from fullyconv.archives import Archive

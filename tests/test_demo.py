@@ -12,6 +12,7 @@ import torch
 from fullyconv import demo as story
 from fullyconv.classifiers import TinyVGG
 from fullyconv.datasets.scenes import Scenes
+from fullyconv.errors import ConfigError
 from fullyconv.events import Event, Step
 
 
@@ -30,8 +31,26 @@ def test_the_story_is_told_whole_at_a_small_scale(tmp_path: Path, monkeypatch: p
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 6 + 2 + 4 * 5 + 2
     assert "http" not in page.replace("http-equiv", "")
+    assert f"fullyconv predict {tmp_path}/fcn PICTURES" in page
     # A second one replaces what the first left, and nothing else.
+    monkeypatch.setattr(story, "train_classifier", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        story.demo(tmp_path, scale=0.01)
+    assert not (tmp_path / "fcn").exists()
     assert (tmp_path / "mine.txt").exists()
+
+
+def stopped(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["fcn/recipe.json", "results.json", "report.html", "classifier.safetensors"])
+def test_the_demo_replaces_nothing_that_no_demo_has_made(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("theirs")
+    with pytest.raises(ConfigError, match=f"{name.partition('/')[0]}: no demo has made it"):
+        story.demo(tmp_path, scale=0.01)
+    assert (tmp_path / name).read_text() == "theirs"
 
 
 def test_the_heat_map_has_a_score_for_every_window() -> None:

@@ -335,6 +335,54 @@ def test_results_tell_what_became_of_each_picture_and_remember_those_kept(
     assert "not a picture" in failed["error"]
 
 
+def test_what_was_made_of_another_picture_is_not_kept_as_this_ones(
+    predictor: Predictor, make: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    make("one/a.png", "two/a.png", "two/b.png")
+    write_results(predictor, list(run(predictor, [tmp_path / "one"], out).values()), out, settings={})
+    before = (out / "a.png").read_bytes()
+    with pytest.raises(ConfigError, match=r"out/a\.png: is there, made of .*one/a\.png, not of .*two/a\.png"):
+        run(predictor, [tmp_path / "two"], out)
+    assert not (out / "b.png").exists()
+    assert (out / "a.png").read_bytes() == before
+    # Another way to name the same file is no other picture.
+    monkeypatch.chdir(tmp_path)
+    assert run(predictor, [Path("one")], out)["a.png"].status == "kept"
+    # What is replaced on purpose is no longer said to be of the other.
+    outcomes = run(predictor, [tmp_path / "two"], out, overwrite=True)
+    path = write_results(predictor, list(outcomes.values()), out, settings={})
+    files = json.loads(path.read_text())["files"]
+    assert {Path(one["input"]).parent.name for one in files} == {"two"}
+    assert len(files) == 2
+
+
+def test_a_path_that_was_recorded_in_another_folder_of_work_is_the_same_file(
+    predictor: Predictor, make: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    make("one/a.png")
+    monkeypatch.chdir(tmp_path)
+    write_results(predictor, list(run(predictor, [Path("one")], out).values()), out, settings={})
+    monkeypatch.chdir(tmp_path / "one")
+    assert run(predictor, [Path("a.png")], out)["a.png"].status == "kept"
+
+
+def test_label_maps_of_other_classes_are_not_kept_under_a_new_table(
+    predictor: Predictor, make: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    make("in/a.png", "in/b.png")
+    write_results(predictor, list(run(predictor, [tmp_path / "in/a.png"], out).values()), out, settings={})
+    table = json.loads((out / "classes.json").read_text())
+    table[0]["name"] = "something else"
+    (out / "classes.json").write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match=r"classes\.json: a model of other classes has made what is there"):
+        run(predictor, [tmp_path / "in"], out)
+    assert not (out / "b.png").exists()
+    assert {o.status for o in run(predictor, [tmp_path / "in"], out, overwrite=True).values()} == {"done"}
+
+
 def test_the_results_can_be_learnt_from(predictor: Predictor, make: Callable[..., list[Path]], tmp_path: Path) -> None:
     make("images/a.png", "images/b.png")
     out = tmp_path / "labels"

@@ -91,6 +91,15 @@ def test_a_run_cannot_be_where_a_file_is(tmp_path: Path) -> None:
         train(recipe(fit=settings(steps=1)), out=tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "results.json"])
+def test_a_run_replaces_no_model_and_no_results_of_others(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("theirs")
+    with pytest.raises(ConfigError, match=f"{name}: no run has written it, and it would be replaced"):
+        train(recipe(fit=settings(steps=1)), out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+    assert (tmp_path / name).read_text() == "theirs"
+
+
 def test_a_start_that_failed_before_learning_leaves_no_run_in_the_way(tmp_path: Path) -> None:
     missing = fcn(4, "tinyvgg", classes=11, weights=str(tmp_path / "none.pth"), context=0)
     with pytest.raises(CheckpointError, match="no such file"):

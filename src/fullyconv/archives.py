@@ -81,7 +81,10 @@ def fetch(
     Raises:
         DatasetError: it cannot be had, or has another checksum than the published one; the file is then removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be made: {error.strerror or error}; name another folder") from None
     path = folder / archive.name
     if not path.is_file():
         part = path.with_name(path.name + ".part")

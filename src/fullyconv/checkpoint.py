@@ -37,6 +37,10 @@ UNASKED = 1 << 26
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+MODEL_FILES = {"config.json", "model.safetensors", "engine", ".DS_Store"}
+"""What a model folder holds; engine/ is `fullyconv tune`'s, of the weights that it was made for."""
+
+
 def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, Any] | None = None) -> Path:
     """Write a model as a folder, whole or not at all; one that stands there is replaced.
 
@@ -46,7 +50,7 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
         provenance: how it came to be (recipe, step, data, scores, seed, versions): anything JSON can hold.
 
     Raises:
-        CheckpointError: the model was not built from a config, or the folder cannot be written.
+        CheckpointError: the model was not built from a config, or the folder cannot be written, or holds anything else.
 
     Example:
         >>> import tempfile, fullyconv
@@ -66,6 +70,13 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
         "provenance": {"written_at": datetime.now(UTC).isoformat(timespec="seconds"), **(provenance or {})},
     }
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+    folder = Path(folder)
+    # A folder is replaced as a whole, and a run is one that can be loaded, with much more in it.
+    others = sorted({path.name for path in folder.iterdir()} - MODEL_FILES) if folder.is_dir() else []
+    if others:
+        raise CheckpointError(
+            f"{folder}: holds {others[0]}, which is no part of a model and would be lost; name another"
+        )
 
     def write(place: Path) -> None:
         (place / "config.json").write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from os import PathLike
@@ -26,6 +27,7 @@ from fullyconv.classifiers import TinyVGG
 from fullyconv.config import INPUTS, DataConfig, FitConfig, Recipe, Stage
 from fullyconv.datasets.scenes import KINDS, Scenes, single_objects
 from fullyconv.devices import computes_bf16, pick_device
+from fullyconv.errors import CheckpointError, ConfigError
 from fullyconv.evaluation import evaluate
 from fullyconv.events import Event, Said, Step
 from fullyconv.images import write_image
@@ -37,7 +39,7 @@ from fullyconv.records import writing
 from fullyconv.report import Picture, cards, page, section, strip, table
 from fullyconv.surgery import plan
 from fullyconv.training import train
-from fullyconv.weights import write_weights
+from fullyconv.weights import read_metadata, write_weights
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -47,6 +49,9 @@ SIZE = 96
 SCENES = "count=600 size=160x160"
 HELD_OUT = Scenes(150, (160, 160), seed=0, split="test")
 """Never seen in training, nor used to choose a model."""
+WRITTEN = ("classifier.safetensors", "fcn", "results.json", "scenes.png", "report.html")
+"""What a demo writes into its folder, in this order."""
+MADE_BY = "fullyconv demo"
 ODD = (301, 427)
 """Size of the picture that is segmented whole and in tiles."""
 
@@ -63,21 +68,24 @@ def demo(
 
     Returns:
         what ``results.json`` holds: mean IU of the three nets on held-out scenes (0..1), minutes, and the checks.
+
+    Raises:
+        ConfigError: ``out`` holds something by one of these names that no demo has made.
     """
     started = time.monotonic()
     folder = Path(out)
+    _refuse_foreign(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name in ("fcn", "heat"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.rmtree(folder / "fcn", ignore_errors=True)
 
     classifier, accuracy = train_classifier(round(2200 * scale), on_event)
-    write_weights(folder / "classifier.safetensors", classifier.state_dict(), {"made_by": "fullyconv demo"})
+    write_weights(folder / WRITTEN[0], classifier.state_dict(), {"made_by": MADE_BY})
     on_event(Said(f"classifier: {accuracy:.1%} of 400 pictures of single things right"))
     heat = heat_map(classifier)
     on_event(Said(f"the same weights on a scene of {heat.scene.shape[1]}x{heat.scene.shape[0]}: {heat.sentence}"))
 
-    train(recipe(folder / "classifier.safetensors", scale), out=folder / "fcn", on_event=on_event, check=False)
+    train(recipe(folder / WRITTEN[0], scale), out=folder / "fcn", on_event=on_event, check=False)
     scores = {}
     matrices = {}
     for stage in ("fcn32s", "fcn16s", "fcn8s"):
@@ -100,6 +108,16 @@ def demo(
     checkpoint.write_json(folder / "results.json", found)
     write_page(folder, found, heat, odd, {stage: checkpoint.load(folder / "fcn" / stage / "best") for stage in scores})
     return found
+
+
+def _refuse_foreign(folder: Path) -> None:
+    first = folder / WRITTEN[0]
+    if first.is_file():
+        with suppress(CheckpointError):
+            if read_metadata(first).get("made_by") == MADE_BY:
+                return
+    if there := [folder / name for name in WRITTEN if (folder / name).exists()]:
+        raise ConfigError(f"{there[0]}: no demo has made it, and it would be replaced; name another --out", where="out")
 
 
 def train_classifier(count: int, on_event: Callable[[Event], None]) -> tuple[TinyVGG, float]:
@@ -311,7 +329,7 @@ def write_page(folder: Path, found: dict[str, Any], heat: Heat, odd: Compared, m
         section(
             "5. Look further",
             "The curves, scores and worst pictures of the last stage are in fcn/report.html beside this file. To "
-            "segment other scenes: fullyconv predict runs/demo/fcn PICTURES --out segmented",
+            f"segment other scenes: fullyconv predict {folder / 'fcn'} PICTURES --out segmented",
         ),
     ]
     path = folder / "report.html"

@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fullyconv import images, rasters, records
 from fullyconv.config import MultiScale
-from fullyconv.errors import ConfigError, FullyConvError, ImageError, one_line
+from fullyconv.errors import CheckpointError, ConfigError, FullyConvError, ImageError, one_line
 from fullyconv.opening import MAX_PIXELS, read_size
 from fullyconv.quick import QuickPredictor
 
@@ -170,7 +171,8 @@ def segment_files(
         What became of each picture, as it becomes known.
 
     Raises:
-        ConfigError: an output would replace one of the pictures or lie outside of ``out``, or ``out`` cannot be made.
+        ConfigError: an output would replace one of the pictures or lie outside of ``out``, or ``out`` cannot be made;
+            or what would be kept is of another picture of the same name, or of a model with other classes.
     """
     kinds = (
         {"labels": ".png"}
@@ -189,6 +191,8 @@ def segment_files(
         for p in pictures
     }
     _refuse_to_harm(pictures, targets, out)
+    if not overwrite:
+        _refuse_to_mix(predictor, pictures, targets, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -297,6 +301,57 @@ def _refuse_to_harm(pictures: Sequence[PictureFile], targets: Mapping[str, Mappi
             refuse_escape(target, out)
 
 
+def _refuse_to_mix(
+    predictor: Predictor | QuickPredictor,
+    pictures: Sequence[PictureFile],
+    targets: Mapping[str, Mapping[str, Path]],
+    out: Path,
+) -> None:
+    """Refuse to keep what an earlier run has made of another picture, or with other classes, as this one's."""
+    kept = [picture for picture in pictures if any(target.exists() for target in targets[picture.key].values())]
+    owners = {
+        output: source
+        for source, record in _earlier(out / "results.json").items()
+        for output in record.get("outputs", {}).values()
+    }
+    for picture in kept:
+        for target in targets[picture.key].values():
+            owner = owners.get(target.relative_to(out).as_posix())
+            if owner is not None and target.exists() and not _same_file(owner, picture.path):
+                raise ConfigError(
+                    f"{target}: is there, made of {owner}, not of {picture.path}; name another --out, or add "
+                    "--overwrite",
+                    where="out",
+                )
+    for name, table in _tables(predictor).items() if kept else ():
+        with suppress(CheckpointError):  # none is there, or nobody's
+            if records.read_json(out / name) != table:
+                raise ConfigError(
+                    f"{out / name}: a model of other classes has made what is there; name another --out, or add "
+                    "--overwrite",
+                    where="out",
+                )
+
+
+def _same_file(recorded: str, path: Path) -> bool:
+    """Whether a path that was recorded, perhaps in another folder of work, can be this file."""
+    if os.path.realpath(recorded) == os.path.realpath(path):
+        return True
+    tail = Path(os.path.normpath(recorded)).parts
+    return not Path(recorded).is_absolute() and Path(os.path.abspath(path)).parts[-len(tail) :] == tail
+
+
+def _tables(predictor: Predictor | QuickPredictor) -> dict[str, list[dict[str, Any]]]:
+    """The tables of classes, by the name of the file that each is written to."""
+    several = len(predictor.classes) > 1
+    return {
+        f"classes.{head}.json" if several else "classes.json": [
+            entry.model_dump(mode="json") for entry in table.entries
+        ]
+        for head, table in predictor.classes.items()
+    }
+
+
 def refuse_escape(target: Path, out: Path) -> None:
     """Refuse an output whose folder lies outside of ``out``, by a link in it, say.
 
@@ -344,20 +399,23 @@ def write_results(
     """Write ``results.json``, what became of each picture, and ``classes.json``, what the ids in the PNGs mean.
 
     ``classes.json`` has the form that the folder dataset reads, one file a head where there are several. What an
-    earlier ``results.json`` says of other pictures, or of one whose outputs were kept, stays in. Sizes are in pixels,
-    shares in 0..1.
+    earlier ``results.json`` says of other pictures, or of one whose outputs were kept, stays in, but for what was
+    replaced. Sizes are in pixels, shares in 0..1.
 
     Returns:
         The path of ``results.json``.
     """
     path = out / "results.json"
     earlier = _earlier(path)
-    for head, table in predictor.classes.items():
-        name = "classes.json" if len(predictor.classes) == 1 else f"classes.{head}.json"
-        records.write_json(out / name, [entry.model_dump(mode="json") for entry in table.entries])
-    files = []
+    for name, table in _tables(predictor).items():
+        records.write_json(out / name, table)
     named = {os.fspath(outcome.path) for outcome in outcomes}
-    files += [record for source, record in earlier.items() if source not in named]
+    ours = {target.relative_to(out).as_posix() for outcome in outcomes for target in outcome.outputs.values()}
+    files = [
+        record
+        for source, record in earlier.items()
+        if source not in named and ours.isdisjoint(record.get("outputs", {}).values())
+    ]
     for outcome in sorted(outcomes, key=lambda outcome: outcome.path):
         record: dict[str, Any] = {"input": os.fspath(outcome.path), "status": outcome.status}
         if outcome.status == "kept":

@@ -48,13 +48,22 @@ class Run:
         resumed: whether there was a run to go on with.
 
     Raises:
-        ConfigError: there is a run and ``resume`` is False, or it is a run of another recipe.
+        ConfigError: there is a run and ``resume`` is False, or it is a run of another recipe; or there is a model, or
+            something else that the run would replace.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
         self.folder = folder
         path = folder / "recipe.json"
         self.resumed = holds_run(folder)
+        if not path.exists():
+            # A model, or what predict has written, has files of the same names.
+            for name in ("config.json", "model.safetensors", "results.json"):
+                if (folder / name).exists():
+                    raise ConfigError(
+                        f"{folder / name}: no run has written it, and it would be replaced; choose another folder",
+                        where="out",
+                    )
         if self.resumed and not resume:
             raise ConfigError(f"{folder}: holds a run; resume it, or choose another folder", where="out")
         if self.resumed:

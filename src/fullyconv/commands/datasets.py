@@ -50,6 +50,10 @@ def datasets(
                 Console(soft_wrap=True).print(about_table(key, about, whole=name is not None), "")
         output_json(json, {key: _about_json(about) for key, about in chosen.items()})
         return
+    if json is not None:
+        raise ConfigError(
+            "--json and --download: got both; --json is of what is shown; drop one of the two", where="json"
+        )
     if name is None:
         raise ConfigError("--download: of which? name one, as in: fullyconv datasets voc --download DIR", where="name")
     about = chosen[name]

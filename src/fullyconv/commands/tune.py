@@ -48,7 +48,7 @@ def tune(
     from fullyconv.tuning import measure
 
     height, _, width = size.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (height.isdecimal() and width.isdecimal()):
         raise ConfigError(f"--size: got {size!r}; expected HxW in pixels, such as 512x512", where="size")
     tuned = measure(
         model,
