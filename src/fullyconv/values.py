@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fullyconv.opening import (
     MAX_PIXELS,
@@ -70,7 +70,7 @@ def _refuse_lossy(image: Image.Image, what: str, numbers: str) -> None:
 
 def _refuse_misread(image: Image.Image) -> None:
     """Refuse a BMP whose palette is black and white and whose pixels have several bits, of which Pillow reads one."""
-    if image.format == "BMP" and image.mode == "1" and image.fp is not None:
+    if isinstance(image, ImageFile.ImageFile) and (image.format, image.mode) == ("BMP", "1") and image.fp is not None:
         image.fp.seek(14)
         header = image.fp.read(16)
         at = 10 if int.from_bytes(header[:4], "little") == 12 else 14  # OS/2's header, or Windows'

@@ -49,10 +49,10 @@ def hha(
     camera = None if fx is None else Camera(*(float(value or 0) for value in given))
     if not (math.isfinite(unit) and unit > 0):
         raise ConfigError(f"--unit {unit}: expected metres, more than 0", where="unit")
-    found = (path for path in depth.rglob("*") if path.suffix.lower() in (".png", ".tif", ".tiff"))
+    maps = (path for path in depth.rglob("*") if path.suffix.lower() in (".png", ".tif", ".tiff"))
     # Results in a folder below the depth maps are no depth maps.
     below = out != depth and out.is_relative_to(depth)
-    files = sorted(path for path in found if not (below and path.is_relative_to(out)))
+    files = sorted(path for path in maps if not (below and path.is_relative_to(out)))
     if not files:
         raise DatasetError(f"{depth}: no .png or .tif file in it; expected a folder of depth maps")
     targets = {path: (out / path.relative_to(depth)).with_suffix(".png") for path in files}
