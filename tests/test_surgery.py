@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -133,6 +134,41 @@ def test_a_dropped_pool_before_something_not_linear_is_said_to_be_inexact(
         difference = relative_error(net(pictures), made.apply()(pictures).mean((2, 3)))
     assert difference > 1e-3, "it is inexact in truth, too"
     assert plan(net, image_size=SIZE, pool="keep").exact
+
+
+class LeNet(nn.Module):
+    """Its last pool is a function, and leaves out a row and a column where the map is odd."""
+
+    def __init__(self, cells: int, **pool: Any) -> None:
+        super().__init__()
+        self.c1 = nn.Conv2d(3, 6, 3, stride=2)
+        self.fc = nn.Linear(6 * cells**2, 5)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool = F.avg_pool2d if "ceil_mode" in self.pool else F.max_pool2d
+        return self.fc(torch.flatten(pool(F.relu(self.c1(x)), **self.pool), 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "cells", "pool"),
+    [
+        (27, 6, {"kernel_size": 2}),
+        (27, 6, {"kernel_size": 3, "stride": 2}),
+        (13, 2, {"kernel_size": 3, "stride": 2}),
+        (17, 4, {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+    ],
+)
+def test_a_functional_pool_before_the_flatten_stays_what_it_is(size: int, cells: int, pool: dict[str, Any]) -> None:
+    net = LeNet(cells, **pool).double()
+    enliven(net, pictures_of(size, dtype=torch.float64))
+    made = plan(net, image_size=size)
+    assert [edit.path for edit in made.edits] == ["flatten", "fc"]
+    pictures = pictures_of(size, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(net(pictures), made.apply()(pictures)[..., 0, 0]) < 1e-9
+    if "ceil_mode" not in pool:  # which at native size counts cells that only its border lacks
+        assert_read_at_every_position(net, made)
 
 
 @settings(max_examples=40, deadline=None)

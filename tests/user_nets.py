@@ -303,6 +303,9 @@ FLATTENED: dict[str, Callable[[], nn.Module]] = {
     "adaptive maximum to 3x3": lambda: layers(nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(9 * WIDTH, 5)),
     "adaptive pool to its own size": lambda: layers(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(36 * WIDTH, 5)),
     "fixed pool to 2x2": lambda: layers(nn.AvgPool2d(3), nn.Flatten(), nn.Linear(4 * WIDTH, 5)),
+    "F.max_pool2d to 2x2": lambda: Net(lambda s, x: s.fc(F.max_pool2d(x, 3).flatten(1)), 4 * WIDTH),
+    "F.max_pool2d over a part": lambda: Net(lambda s, x: s.fc(F.max_pool2d(x, 3, 2).flatten(1)), 4 * WIDTH),
+    "F.avg_pool2d over a part": lambda: Net(lambda s, x: s.fc(F.avg_pool2d(x, 4, 1).flatten(1)), 9 * WIDTH),
 }
 
 USERS = POOLED | POOLED_AND_NOT_LINEAR | FLATTENED

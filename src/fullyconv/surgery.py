@@ -24,7 +24,7 @@ from fullyconv import postconditions
 from fullyconv.edits import Edit, Kind, Padding, perform
 from fullyconv.errors import SurgeryError
 from fullyconv.locate import WHOLE_PICTURE, Located, Lost, Place, locate, positions
-from fullyconv.tracing import place_of, trace
+from fullyconv.tracing import functional_pool, place_of, trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -237,6 +237,11 @@ class _Planner:
             return "maximum pool"
         return _REDUCTIONS.get(name) if node.op in ("call_function", "call_method") else None
 
+    def _fixed_pool(self, node: torch.fx.Node) -> nn.AvgPool2d | nn.MaxPool2d | None:
+        """The pool of a kernel of its own that a node is, module or function; None for one to a number of cells."""
+        module = self._module(node)
+        return module if isinstance(module, nn.AvgPool2d | nn.MaxPool2d) else functional_pool(node)
+
     def _flattens(self, node: torch.fx.Node) -> bool:
         """Whether a node takes a map (B, C, h, w) to vectors (B, C*h*w), or pools it to (B, C)."""
         source = self._source(node)
@@ -344,8 +349,8 @@ class _Planner:
 
     def _find_pools(self, node: torch.fx.Node) -> list[torch.fx.Node]:
         kind = self._is_pool(node)
-        fixed = isinstance(self._module(node), nn.AvgPool2d | nn.MaxPool2d)
-        if kind and not (fixed and not self._single(node)):
+        # A fixed pool that leaves several cells is a layer like any other, and stays as it is.
+        if kind and not (self._fixed_pool(node) is not None and not self._single(node)):
             source = self._source(node)
             assert source is not None
             if not self._positioned(source):

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch.fx
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from fullyconv.errors import SurgeryError
+
+POOL_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "avg_pool2d": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+}
+"""The functional pools and their arguments, in order."""
 
 
 def _reads_training(module: nn.Module) -> bool:
@@ -49,3 +59,23 @@ def place_of(node: torch.fx.Node) -> str:
         return str(node.target)
     around = list(node.meta.get("nn_module_stack", {}))
     return f"{around[-1]}.{node.name}" if around else node.name
+
+
+def functional_pool(node: torch.fx.Node) -> nn.MaxPool2d | nn.AvgPool2d | None:
+    """A pool that is called as a function, as the module that does the same; None where its kernel, stride or padding
+    depends on the picture, and for anything else.
+
+    Example:
+        >>> from torch.nn import functional as F
+        >>> graph = torch.fx.symbolic_trace(lambda x: F.max_pool2d(x, 3, 2)).graph
+        >>> [functional_pool(node) for node in graph.nodes if node.op == "call_function"]
+        [MaxPool2d(kernel_size=3, stride=2, padding=0, dilation=1, ceil_mode=False)]
+    """
+    name = getattr(node.target, "__name__", "")
+    if node.op != "call_function" or name not in POOL_ARGUMENTS:
+        return None
+    settings: dict[str, Any] = dict(zip(POOL_ARGUMENTS[name], node.args, strict=False)) | node.kwargs
+    settings.pop("input")
+    if any(isinstance(value, torch.fx.Node) for value in tree_leaves(settings)):
+        return None
+    return nn.MaxPool2d(**settings) if name == "max_pool2d" else nn.AvgPool2d(**settings)

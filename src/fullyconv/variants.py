@@ -8,16 +8,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fullyconv.errors import SurgeryError
 from fullyconv.locate import Located, locate
-from fullyconv.tracing import place_of, trace
+from fullyconv.tracing import POOL_ARGUMENTS, functional_pool, place_of, trace
 
 
 def widen(weight: Tensor, channels: int) -> Tensor:
@@ -125,11 +123,6 @@ def _layer(net: nn.Module, node: torch.fx.Node) -> nn.Module | None:
     return net.get_submodule(around[-1]) if around and held and _name(node) == "conv2d" else None
 
 
-_SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
-    "avg_pool2d": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-}
-"""The arguments of the functional pools, in order."""
 _OTHERS = {"lp_pool2d", "max_pool2d_with_indices", "fractional_max_pool2d", "fractional_max_pool2d_with_indices"}
 
 
@@ -196,22 +189,20 @@ def _pool(
     """The pool that a node is, as a module; None for anything else, and for a global pool."""
     name = _name(node)
     layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-    functional = node.op == "call_function" and name in _SETTINGS
+    functional = node.op == "call_function" and name in POOL_ARGUMENTS
     other = isinstance(layer, nn.LPPool2d | nn.FractionalMaxPool2d) or (layer is None and name in _OTHERS)
     if not (functional or other or isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)):
         return None
     if node.name in located and located[node.name].shape[2:] == (1, 1):
         return None
     if functional:
-        settings: dict[str, Any] = dict(zip(_SETTINGS[name], node.args, strict=False)) | node.kwargs
-        settings.pop("input")
-        if any(isinstance(value, torch.fx.Node) for value in tree_leaves(settings)):
+        layer = functional_pool(node)
+        if layer is None:
             raise SurgeryError(
                 f"'{place_of(node)}' ({name}) has a kernel, stride or padding that depends on the picture, which no "
                 "convolution has; expected constants",
                 path=place_of(node),
             )
-        layer = nn.MaxPool2d(**settings) if name == "max_pool2d" else nn.AvgPool2d(**settings)
     if other or (isinstance(layer, nn.MaxPool2d) and layer.return_indices):
         raise SurgeryError(
             f"'{place_of(node)}' ({_describe(graph_module, node)}) has no strided convolution in its place; expected "
