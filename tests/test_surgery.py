@@ -171,6 +171,37 @@ def test_a_functional_pool_before_the_flatten_stays_what_it_is(size: int, cells:
         assert_read_at_every_position(net, made)
 
 
+@pytest.mark.parametrize(
+    ("pool", "size", "after"),
+    [
+        (nn.AvgPool2d(6), 15, "AvgPool2d(6x6, stride 1)"),
+        (nn.AvgPool2d(6, divisor_override=5), 15, "AvgPool2d(6x6, stride 1, divisor 5)"),
+        (nn.AvgPool2d(8, padding=1), 15, "AvgPool2d(7x7, stride 1, divisor 64)"),
+        (nn.AvgPool2d(6, padding=2, count_include_pad=False), 15, "AvgPool2d(4x4, stride 1)"),
+        (nn.AvgPool2d(8, ceil_mode=True), 15, "AvgPool2d(7x7, stride 1)"),
+        (nn.AvgPool2d(3, padding=1), 3, "AvgPool2d(1x1, stride 1, divisor 9)"),
+        (nn.MaxPool2d(6), 15, "MaxPool2d(6x6, stride 1)"),
+        (nn.MaxPool2d(3, dilation=3), 15, "MaxPool2d(3x3, stride 1, dilation 3x3)"),
+        (nn.MaxPool2d(4, stride=9, padding=1, dilation=2), 15, "MaxPool2d(3x3, stride 1, dilation 2x2)"),
+    ],
+)
+def test_a_pool_to_one_cell_reads_at_every_position_what_it_read(pool: nn.Module, size: int, after: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.Tanh(), pool, nn.Flatten(), nn.Linear(6, 5)).double()
+    enliven(net, pictures_of(size, dtype=torch.float64))
+    made = plan(net, image_size=size)
+    assert (made.edits[0].after, made.stride) == (after, 2)
+    assert made.apply()(pictures_of(size, dtype=torch.float64)).shape == (2, 5, 1, 1)
+    assert_read_at_every_position(net, made)
+
+
+def test_a_dropped_pool_that_leaves_out_cells_is_said_to_be_inexact() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(6, 5))
+    made = plan(net, image_size=15, pool="drop")
+    assert not made.exact
+    assert "'1', which is dropped, does not average the 7x7 cells of its map" in made.notes[0]
+    assert made.apply()(torch.zeros(1, 3, 15, 15)).shape == (1, 5, 7, 7)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_unpadded_stack_and_head_is_read_at_every_position(

@@ -34,6 +34,9 @@ class Edit:
         node: name of the node in the graph; a module that is called twice has two.
         kernel: of the convolution or the pool, (rows, columns); of a pool that is dropped, too.
         stride: of the pool.
+        dilation: of a maximum pool.
+        divisor: of an average pool; None: the number of cells in its kernel.
+        rest: cells of the map at native size that a pool of one cell does not reach, in the order of `F.pad`.
     """
 
     path: str
@@ -44,6 +47,9 @@ class Edit:
     node: str
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    divisor: int | None = None
+    rest: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
@@ -65,11 +71,7 @@ def perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
     if isinstance(old, nn.Linear):
         new = as_convolution(old, edit.kernel, padding=padding)
     elif edit.kind.endswith("pool"):
-        same = (edit.kernel[0] // 2, edit.kernel[1] // 2) if padding == "same" and edit.stride == (1, 1) else 0
-        if edit.kind == "maximum pool":
-            new = nn.MaxPool2d(edit.kernel, edit.stride, same)
-        else:
-            new = nn.AvgPool2d(edit.kernel, edit.stride, same, divisor_override=1 if edit.kind == "sum pool" else None)
+        new = _pool(edit, padding)
     elif isinstance(old, nn.BatchNorm1d | nn.LayerNorm):
         new = _on_maps(old)
     elif isinstance(old, nn.Softmax | nn.LogSoftmax):
@@ -85,6 +87,21 @@ def perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
     node.replace_all_uses_with(fresh)
     dense.graph.erase_node(node)
     fresh.name = edit.node
+
+
+def _pool(edit: Edit, padding: Padding) -> nn.Module:
+    pads = padding == "same" and edit.stride == (1, 1)
+    rows, columns = (d * (k - 1) + 1 for k, d in zip(edit.kernel, edit.dilation, strict=True))
+    same = (rows // 2, columns // 2) if pads else 0
+    new: nn.Module
+    if edit.kind == "maximum pool":
+        new = nn.MaxPool2d(edit.kernel, edit.stride, same, edit.dilation)
+    else:
+        divisor = 1 if edit.kind == "sum pool" else edit.divisor
+        new = nn.AvgPool2d(edit.kernel, edit.stride, same, divisor_override=divisor)
+    # Without padding there is one cell at native size, whatever the pool does not reach there.
+    left, right, top, bottom = edit.rest
+    return nn.Sequential(nn.ZeroPad2d((-left, -right, -top, -bottom)), new) if any(edit.rest) and not pads else new
 
 
 def _convolve_functional(dense: torch.fx.GraphModule, node: torch.fx.Node, edit: Edit, padding: Padding) -> None:

@@ -141,6 +141,35 @@ def plan(net: nn.Module, *, image_size: int = 224, pool: Pool = "keep", channels
     return _Planner(net, graph_module, located, image_size, channels, pool).plan()
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What the one window of a fixed pool reads along one axis of a map.
+
+    Attributes:
+        kernel: cells that it reads.
+        dilation: from one of them to the next.
+        rest: cells of the map before the first and behind the last of them.
+        counted: cells that an average counts, padding among them.
+    """
+
+    kernel: int
+    dilation: int
+    rest: tuple[int, int]
+    counted: int
+
+    @classmethod
+    def of(cls, pool: nn.AvgPool2d | nn.MaxPool2d, axis: int, cells: int) -> _Window:
+        def along(value: Any) -> int:
+            return value if isinstance(value, int) else int(value[-axis])
+
+        kernel, padding = along(pool.kernel_size), along(pool.padding)
+        dilation = along(pool.dilation) if isinstance(pool, nn.MaxPool2d) else 1
+        read = [cell for i in range(kernel) if 0 <= (cell := dilation * i - padding) < cells]
+        # In ceil mode a kernel may reach beyond the padding, where nothing is counted.
+        counted = min(kernel, cells + 2 * padding)
+        return cls(len(read), dilation if len(read) > 1 else 1, (read[0], cells - 1 - read[-1]), counted)
+
+
 class _Planner:
     """One walk over one graph."""
 
@@ -160,6 +189,8 @@ class _Planner:
         self.edits: dict[torch.fx.Node, Edit] = {}
         self.notes: list[str] = []
         self.dropped = False
+        # Whether what was dropped is no mean of all cells.
+        self.partial = False
 
     def plan(self) -> Plan:
         inside = self._inside_trunk()
@@ -171,7 +202,7 @@ class _Planner:
         order = {node: i for i, node in enumerate(self.nodes)}
         features = max(tops, key=lambda node: order[node])
         self._refuse_attention(self.nodes[: order[features]])
-        exact = not (self.dropped and self._nonlinear_behind(tops))
+        exact = not (self.dropped and (self._nonlinear_behind(tops) or self.partial))
         edits = tuple(self.edits[node] for node in self.nodes if node in self.edits)
         scores = self._skip_removed(self._last_layer_input(features, after, flattens[0]))
         stride = math.ceil(next(place.grid.stride for name, place in positions(self.located) if name == features.name))
@@ -379,6 +410,9 @@ class _Planner:
         assert kind is not None
         h, w = self._shape(source)[2:]
         out = self._shape(node)
+        fixed = self._fixed_pool(node)
+        if fixed is not None and out[2:] == (1, 1):
+            return self._edit_window(node, source, kind, fixed)
         rows, columns = (out[2], out[3]) if len(out) == 4 else (1, 1)
         if (h, w) == (rows, columns):
             self._remove(node, f"at native size it maps {h}x{w} to {h}x{w}")
@@ -408,6 +442,55 @@ class _Planner:
         )
         return source
 
+    def _edit_window(
+        self, node: torch.fx.Node, source: torch.fx.Node, kind: PoolKind, pool: nn.AvgPool2d | nn.MaxPool2d
+    ) -> torch.fx.Node:
+        """Read a fixed pool that leaves one cell at every position: the cells that it reads, divided as it divides.
+
+        It need not cover the map: some cells may lie beyond its kernel, and some of its kernel in the padding.
+        """
+        cells = self._shape(source)[2:]
+        down, across = (_Window.of(pool, axis, count) for axis, count in enumerate(cells))
+        kernel, dilation = (down.kernel, across.kernel), (down.dilation, across.dilation)
+        divisor = None
+        if isinstance(pool, nn.AvgPool2d):
+            counted = down.counted * across.counted if pool.count_include_pad else math.prod(kernel)
+            divisor = pool.divisor_override or counted
+            divisor = None if divisor == math.prod(kernel) else divisor
+        rest = (*across.rest, *down.rest)
+        if cells == (1, 1) and divisor is None:
+            self._remove(node, "at native size it maps 1x1 to 1x1")
+            return source
+        if self.pool == "drop":
+            self.dropped = True
+            if any(rest) or divisor is not None or dilation != (1, 1):
+                self.partial = True
+                self.notes.append(
+                    f"'{place_of(node)}', which is dropped, does not average the {cells[0]}x{cells[1]} cells of its "
+                    "map, so the mean of the scores differs from the classifier's"
+                )
+            self._edit(node, "remove", "", "the pool is dropped, so that each position has its own score", kernel)
+            return source
+        options = "".join(
+            f", {name} {value}"
+            for name, value in (
+                ("dilation", f"{dilation[0]}x{dilation[1]}" if dilation != (1, 1) else ""),
+                ("divisor", divisor or ""),
+            )
+            if value
+        )
+        self._edit(
+            node,
+            kind,
+            f"{type(pool).__name__}({kernel[0]}x{kernel[1]}, stride 1{options})",
+            "read at every position",
+            kernel,
+            dilation=dilation,
+            divisor=divisor,
+            rest=rest,
+        )
+        return source
+
     def _edit(
         self,
         node: torch.fx.Node,
@@ -416,8 +499,11 @@ class _Planner:
         why: str,
         kernel: tuple[int, int] = (1, 1),
         stride: tuple[int, int] = (1, 1),
+        **options: Any,
     ) -> None:
-        self.edits[node] = Edit(self._path(node), kind, self._describe(node), after, why, node.name, kernel, stride)
+        self.edits[node] = Edit(
+            self._path(node), kind, self._describe(node), after, why, node.name, kernel, stride, **options
+        )
 
     def _remove(self, node: torch.fx.Node, why: str) -> None:
         self._edit(node, "remove", "", why)
