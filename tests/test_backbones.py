@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -267,6 +268,42 @@ def test_a_net_of_maps_is_taken_as_it_is() -> None:
     assert made.plan is None
     picture = torch.rand(1, 3, 40, 40)
     assert torch.equal(made(picture)["stride4"], net(picture)["coarse"])
+
+
+class Returns(nn.Module):
+    def __init__(self, what: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.maps, self.what = Maps(), what
+
+    def forward(self, x: Tensor) -> object:
+        return self.what(*self.maps(x).values())
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        (lambda a, b: {"maps": [a, b]}, ["stride2", "stride4"]),
+        (lambda a, b: {"out": b, "aux": None}, ["stride4"]),
+        (lambda a, b: (a, None, b), ["stride2", "stride4"]),
+        (lambda a, b: (a, 3), ["stride2"]),
+        (lambda a, b: ((a,), (b,)), ["stride2", "stride4"]),
+    ],
+)
+def test_maps_are_found_in_whatever_a_net_returns(what: Callable[[Tensor, Tensor], object], names: list[str]) -> None:
+    net = Returns(what)
+    made = backbone(net, image_size=32)
+    assert list(made.taps) == names
+    picture = torch.rand(1, 3, 40, 40)
+    fine, coarse = net.maps(picture).values()
+    want = {"stride2": fine, "stride4": coarse}
+    assert all(torch.equal(of, want[name]) for name, of in made(picture).items())
+
+
+@pytest.mark.parametrize("what", [lambda a, b: SimpleNamespace(a=a), lambda a, b: None, lambda a, b: []])
+def test_a_net_that_returns_no_tensor_is_refused_in_one_line(what: Callable[[Tensor, Tensor], object]) -> None:
+    with pytest.raises(SurgeryError, match=r"^Returns returns no maps: there is no tensor in what it makes") as caught:
+        backbone(Returns(what), image_size=32)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_net_of_one_map_is_taken_as_it_is() -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fullyconv.classifiers import BVLCGoogLeNet, CaffeNet, TinyVGG
 from fullyconv.config import INPUTS, Geometry, InputConfig
@@ -490,6 +491,11 @@ def _measure(name: str, located: Located, size: int) -> Tap:
 def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int, channels: int = CHANNELS) -> Backbone:
     """A net that returns maps, taken as it is: one tap for each, named by its stride."""
     outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))
+    if not outputs:
+        raise SurgeryError(
+            f"{name} returns no maps: there is no tensor in what it makes of a picture; expected a tensor, or tuples, "
+            "lists or dictionaries of them"
+        )
     try:
         strides = [_measure(f"output {i}", out, image_size).grid.stride for i, out in enumerate(outputs)]
     except SurgeryError as error:
@@ -525,13 +531,16 @@ def _runs(net: nn.Module, channels: int, side: int) -> bool:
 
 
 class _Maps(nn.Module):
+    """The maps of a net, however it returns them: as `locate_outputs` finds them, nothing but tensors."""
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        maps = self.net(image)
-        return (maps,) if isinstance(maps, Tensor) else tuple(maps.values() if isinstance(maps, dict) else maps)
+        # While a net is traced, what stands for its maps is no tensor yet.
+        maps: list[Any] = tree_leaves(self.net(image))
+        return tuple(of for of in maps if isinstance(of, (Tensor, torch.fx.Proxy)))  # type: ignore[misc]
 
 
 def _from_object(
