@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from user_nets import POOLED, SIZE, Net, prepared
+from torch import nn
+from user_nets import CELLS, POOLED, SIZE, WIDTH, Net, layers, prepared, relative_error
 
 from fullyconv.errors import SurgeryError
+from fullyconv.postconditions import random_pictures
 from fullyconv.surgery import convolutionalize, plan
 
 
@@ -35,6 +37,25 @@ def test_a_difference_is_told_with_its_size_and_the_place_where_it_begins() -> N
     made = plan(net, image_size=SIZE)
     wrong = replace(made, edits=(replace(made.edits[0], kind="maximum pool"), made.edits[1]))
     with pytest.raises(SurgeryError, match=r"differs from the classifier by .* they part at 'mean'"):
+        wrong.apply()
+
+
+def test_rounding_in_single_precision_is_no_difference() -> None:
+    """Where large terms cancel, sums in another order differ by more than what is asked, though nothing is wrong."""
+    torch.manual_seed(0)
+    net = layers(nn.Flatten(), nn.Linear(WIDTH * CELLS, 5)).eval()
+    with torch.no_grad():
+        net[0][2].bias.fill_(1e5)
+        net[2].weight -= net[2].weight.mean(1, keepdim=True)
+    made = plan(net, image_size=SIZE)
+    pictures = random_pictures(3, SIZE, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        dense = made.apply(verify=False)
+        assert relative_error(net(pictures), dense(pictures)[..., 0, 0]) > 1e-4, "nothing is shown"
+    dense = made.apply()
+    assert next(dense.parameters()).dtype == torch.float32
+    wrong = replace(made, edits=(made.edits[0], replace(made.edits[1], kernel=(4, 9))))
+    with pytest.raises(SurgeryError):
         wrong.apply()
 
 
