@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from fullyconv import presets
-from fullyconv.backbones import backbone, describe
+from fullyconv.backbones import Backbone, backbone, describe
 from fullyconv.building import build
-from fullyconv.config import INPUTS
+from fullyconv.config import INPUTS, Geometry, HeadConfig, SkipConfig
 from fullyconv.explanation import explain, transposed_geometry
 from fullyconv.geometry import Grid
+from fullyconv.model import FCN
 
 
 def test_vgg16_as_fcn8s_has_the_papers_figures() -> None:
@@ -84,6 +85,23 @@ def test_explaining_changes_nothing() -> None:
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("geometry", ["same", "pad100"])
+def test_a_net_of_another_precision_is_explained_and_runs(dtype: torch.dtype, geometry: Geometry) -> None:
+    def made(of: torch.dtype) -> Backbone:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5))
+        return backbone(net.to(of), image_size=16, geometry=geometry)
+
+    assert explain(made(dtype), size=(40, 40)) == explain(made(torch.float32), size=(40, 40))
+    model = FCN(made(dtype), {"out": HeadConfig(classes=3, skips=(SkipConfig(tap="stride2", context=4),))})
+    explain(model, size=(40, 40))
+    with torch.no_grad():
+        logits = model(torch.zeros(1, 3, 9, 7, dtype=torch.uint8))["out"]
+    assert logits.shape == (1, 3, 9, 7)
+    assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 def test_a_classifier_is_explained_as_it_is() -> None:

@@ -430,19 +430,9 @@ def _from_classifier(
         if node in inside
     ]
     minimum = math.ceil(max(lacking))
-    if border is not None and _gives_cells(trunk, channels, 2 * border + 1):
+    if border is not None and _runs(trunk, channels, 2 * border + 1):
         minimum = 1  # the border makes even a single pixel large enough
     return Backbone(trunk, measured, input=input, minimum=minimum, plan=surgery, border=border)
-
-
-def _gives_cells(trunk: nn.Module, channels: int, side: int) -> bool:
-    """Whether every map of a net has a cell on a picture of this side; nothing is computed."""
-    weights = {name: torch.empty_like(t, device="meta") for name, t in trunk.state_dict().items()}
-    try:
-        maps = torch.func.functional_call(trunk, weights, (torch.empty(1, channels, side, side, device="meta"),))
-    except RuntimeError:
-        return False
-    return all(min(of.shape) >= 1 for of in maps)
 
 
 def _node_of(dense: torch.fx.GraphModule, path: str) -> str:
@@ -523,6 +513,7 @@ def _smallest(net: nn.Module, channels: int, taps: Mapping[str, Tap]) -> int:
 
 
 def _runs(net: nn.Module, channels: int, side: int) -> bool:
+    """Whether every map of a net has a cell on a picture of this side; nothing is computed."""
     try:
         outputs = locate_outputs(net, channels=channels, size=(side, side))
     except SurgeryError:

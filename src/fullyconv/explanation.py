@@ -240,7 +240,9 @@ def _costs(model: FCN | Backbone, size: tuple[int, int]) -> Iterator[Cost]:
     model.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            image = torch.empty(1, sum(len(config.mean) for config in backbone.inputs), *size, device="meta")
+            channels = sum(len(config.mean) for config in backbone.inputs)
+            dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32)
+            image = torch.empty(1, channels, *size, device="meta", dtype=dtype)
             torch.func.functional_call(model, weights, (image,))
     finally:
         for hook in hooks:

@@ -304,6 +304,11 @@ class FCN(nn.Module):
                 for name, head in heads.items()
             }
         )
+        # All that meets a map has the type of the trunk's weights.
+        dtype = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), self.normalise.mean.dtype)
+        self.normalise.to(dtype)
+        for made in self._heads.values():
+            made.score.to(dtype)
         self.field: Pixels = max(head.grid.field for head in self._heads.values())
         self.config: ModelConfig | None = None
         self.classes: dict[str, Classes] = {}
