@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fullyconv import presets
 from fullyconv.backbones import Backbone, backbone, describe
@@ -102,6 +102,19 @@ def test_a_net_of_another_precision_is_explained_and_runs(dtype: torch.dtype, ge
         logits = model(torch.zeros(1, 3, 9, 7, dtype=torch.uint8))["out"]
     assert logits.shape == (1, 3, 9, 7)
     assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_a_net_with_a_constant_that_is_no_buffer_is_explained() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.mean = nn.Conv2d(3, 6, 3, stride=2, padding=1), torch.rand(1, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (self.a(x - self.mean),)
+
+    cost = explain(backbone(Centred()), size=(40, 40)).costs[0]
+    assert (cost.part, cost.flops) == ("backbone stride 2", 2 * 27 * 6 * 20 * 20)
 
 
 def test_a_classifier_is_explained_as_it_is() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from fullyconv.backbones import Backbone
@@ -200,6 +202,16 @@ def _crops(name: str, head: Head) -> Iterator[dict[str, Any]]:
         coarse = target
 
 
+class _OnMeta(TorchDispatchMode):
+    """While active, constants that are neither parameters nor buffers are meta tensors, like all others."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
 def _costs(model: FCN | Backbone, size: tuple[int, int]) -> Iterator[Cost]:
     """By stage, which is all layers that work at one stride. Run on meta tensors: nothing is computed."""
     backbone = model.backbone if isinstance(model, FCN) else model
@@ -239,7 +251,7 @@ def _costs(model: FCN | Backbone, size: tuple[int, int]) -> Iterator[Cost]:
     training = [m for m in model.modules() if m.training]
     model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, _OnMeta():  # type: ignore[no-untyped-call]
             channels = sum(len(config.mean) for config in backbone.inputs)
             dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32)
             image = torch.empty(1, channels, *size, device="meta", dtype=dtype)
