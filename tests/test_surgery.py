@@ -365,6 +365,15 @@ def test_tracing_leaves_the_training_flags_as_they_were() -> None:
     assert [m.training for m in net.modules()] == [True, False, True]
 
 
+@pytest.mark.parametrize("kept", [(), ("0.0.weight", "2.weight", "4.bias", "5.weight")])
+def test_parameters_that_were_frozen_stay_so(kept: tuple[str, ...]) -> None:
+    net = layers(nn.Flatten(), nn.Linear(WIDTH * CELLS, 6), nn.BatchNorm1d(6), nn.Linear(6, 5), nn.LayerNorm(5))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad = name in kept
+    dense = convolutionalize(net, image_size=SIZE)
+    assert {name for name, parameter in dense.named_parameters() if parameter.requires_grad} == set(kept)
+
+
 def test_frozen_layers_of_a_net_in_training_stay_frozen() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, 2, 1),

@@ -118,6 +118,14 @@ class SizeOfPicture(Net):
             "'cat' puts flattened maps of 6x6 cells one after the other",
         ),
         (
+            layers(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH * CELLS, 5))),
+            r"'2' \(Linear\(288, 5\)\) computes its weight from others, .*parametrize.remove_parametrizations",
+        ),
+        (
+            layers(nn.Flatten(), nn.utils.spectral_norm(nn.Linear(WIDTH * CELLS, 5))),
+            r"'2' \(Linear\(288, 5\)\) computes its weight from others, .*utils.remove_weight_norm",
+        ),
+        (
             layers(nn.Flatten(), nn.Linear(17, 5)),
             f"does not run on a {SIZE}x{SIZE} picture",
         ),

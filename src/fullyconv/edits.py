@@ -135,9 +135,10 @@ def as_convolution(linear: nn.Linear, kernel: tuple[int, int], *, padding: Paddi
         bias=linear.bias is not None,
         device="meta",
     )
-    convolution.weight = nn.Parameter(weight.reshape(linear.out_features, inputs, rows, columns))
+    weight = weight.reshape(linear.out_features, inputs, rows, columns)
+    convolution.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
     if linear.bias is not None:
-        convolution.bias = nn.Parameter(linear.bias.detach())
+        convolution.bias = nn.Parameter(linear.bias.detach(), requires_grad=linear.bias.requires_grad)
     return convolution
 
 
@@ -148,4 +149,6 @@ def _on_maps(norm: nn.BatchNorm1d | nn.LayerNorm) -> nn.Module:
     else:
         new = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     new.load_state_dict(norm.state_dict(), assign=True)
+    for name, parameter in norm.named_parameters():
+        new.get_parameter(name).requires_grad = parameter.requires_grad
     return new

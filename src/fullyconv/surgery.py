@@ -19,6 +19,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from fullyconv import postconditions
 from fullyconv.edits import Edit, Kind, Padding, perform
@@ -565,6 +566,18 @@ class _Planner:
 
     def _edit_linear(self, node: torch.fx.Node, entries: int, outputs: int, cells: tuple[int, int]) -> None:
         rows, columns = cells
+        module = self._module(node)
+        if module is not None and "weight" not in module._parameters:
+            remedy = (
+                'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")'
+                if parametrize.is_parametrized(module)
+                else "torch.nn.utils.remove_weight_norm(layer) or remove_spectral_norm(layer)"
+            )
+            raise SurgeryError(
+                f"'{place_of(node)}' ({self._describe(node)}) computes its weight from others, as by weight norm, and "
+                f"the convolution in its place would not; expected a weight of its own: {remedy} gives it one",
+                path=place_of(node),
+            )
         if entries % (rows * columns):
             raise SurgeryError(
                 f"'{place_of(node)}' has {entries} inputs, not a multiple of the {rows}x{columns} cells of the map "
