@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -265,6 +266,24 @@ def test_any_unpadded_stack_and_head_is_read_at_every_position(
     except AssertionError as error:
         if "a dead net" not in str(error):
             raise
+
+
+@pytest.mark.parametrize("last", [lambda x: x.squeeze(1), lambda x: x.flatten(), lambda x: x[:, 0]])
+def test_one_class_may_lose_its_axis(last: Callable[[Tensor], Tensor]) -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.fc = trunk(), nn.Linear(WIDTH * CELLS, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return last(self.fc(self.trunk(x).flatten(1)))
+
+    net, _ = prepared(One)
+    pictures = pictures_of(SIZE, dtype=torch.float64)
+    with torch.no_grad():
+        want, got = net(pictures), plan(net, image_size=SIZE).apply()(pictures)
+    assert got.shape == (2, 1, 1, 1)
+    torch.testing.assert_close(got.flatten(), want)
 
 
 def test_vectors_inside_a_squeeze_and_excite_block_stay_what_they_are() -> None:

@@ -20,7 +20,7 @@ class Branches(Net):
 
 class Scaled(Net):
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.trunk(x).mean((2, 3)) * self.trunk[2].bias)
+        return F.linear(self.trunk(x).flatten(1) * self.fc.weight[0], self.fc.weight)
 
 
 class Dictionary(Net):
@@ -54,7 +54,7 @@ class SizeOfPicture(Net):
             "what 'permute'",
         ),
         (
-            Scaled(lambda s, x: x),
+            Scaled(lambda s, x: x, WIDTH * CELLS),
             "'mul' works on vectors in a way that has no convolutional equal",
         ),
         (
@@ -97,6 +97,10 @@ class SizeOfPicture(Net):
                 nn.Unflatten(1, (2, 5)),
             ),
             "expected",
+        ),
+        (
+            Net(lambda s, x: s.fc(F.normalize(x.flatten(1), dim=-1)), WIDTH * CELLS),
+            r"'normalize' \(normalize\) takes the length of a flattened map of 6x6 cells",
         ),
         (
             Net(lambda s, x: s.fc(x.flatten(1).narrow(1, 0, 100)), 100),

@@ -197,6 +197,20 @@ class WidthFromShape(Net):
         return self.fc(x.reshape(b, c * h * w))
 
 
+class Calibrated(Net):
+    """Scores and pooled values with a scale and a bias of their own."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda s, x: x)
+        self.scale, self.bias = nn.Parameter(torch.rand(WIDTH)), nn.Parameter(torch.rand(1, 5))
+        self.mean = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.scale.exp() * (self.mean - self.trunk(x).mean((2, 3)))
+        x = torch.mul(x, self.scale) / (self.mean + 1)
+        return self.fc(x).mul(self.bias) + self.bias
+
+
 CELLS = 6 * 6
 
 POOLED: dict[str, Callable[[], nn.Module]] = {
@@ -226,6 +240,9 @@ POOLED: dict[str, Callable[[], nn.Module]] = {
         nn.Conv2d(WIDTH, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ),
     "last layer Identity": lambda: layers(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity()),
+    "a scale and a bias": Calibrated,
+    "some of the classes": lambda: Net(lambda s, x: s.fc(x.mean((2, 3)))[:, 1:4]),
+    "every other entry": lambda: Net(lambda s, x: s.fc(x.mean((2, 3))[..., ::2]), WIDTH // 2),
     "two score layers": lambda: Net(lambda s, x: torch.cat([s.fc(x.mean((2, 3))), s.fc(x.mean((2, 3)))], -1)),
     "two score layers by concat": lambda: Net(
         lambda s, x: torch.concat([s.fc(x.mean((2, 3))), s.fc(x.mean((2, 3)))], dim=-1)
@@ -277,6 +294,8 @@ POOLED_AND_NOT_LINEAR: dict[str, Callable[[], nn.Module]] = {
     "cosine of weights": lambda: Net(
         lambda s, x: 7 * F.linear(F.normalize(x.mean((2, 3))), F.normalize(s.fc.weight), s.fc.bias)
     ),
+    "normalised over the last axis": lambda: Net(lambda s, x: s.fc(F.normalize(x.mean((2, 3)), dim=-1))),
+    "normalised in another norm": lambda: Net(lambda s, x: s.fc(F.normalize(x.mean((2, 3)), 1.0, -1))),
     "normalised vectors": lambda: Net(lambda s, x: s.fc(F.normalize(x.mean((2, 3))))),
 }
 

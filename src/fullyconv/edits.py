@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Padding = Literal["valid", "same"]
-Kind = Literal["convolution", "average pool", "maximum pool", "sum pool", "remove", "norm", "axis"]
+Kind = Literal["convolution", "average pool", "maximum pool", "sum pool", "remove", "norm", "axis", "constant"]
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -27,7 +28,8 @@ class Edit:
     Attributes:
         path: module path, or node name where no module is concerned.
         kind: what is done: a linear layer becomes a convolution; a pool reads every position (stride 1) or shrinks by
-            a fixed factor; a layer is removed; a norm or an axis is moved from vectors to maps.
+            a fixed factor; a layer is removed; a norm, an axis or a constant with an entry for each channel is moved
+            from vectors to maps.
         before: the layer as it was.
         after: the layer as it becomes; "" when removed.
         why: the reason, for people.
@@ -62,7 +64,12 @@ def perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
         return
     old = dense.get_submodule(str(node.target)) if node.op == "call_module" else None
     if edit.kind == "axis" and old is None:
-        node.update_arg(1, 1) if len(node.args) > 1 else node.update_kwarg("dim", 1)
+        _move_axis(node)
+        return
+    if edit.kind == "constant":
+        for constant in (n for n in node.all_input_nodes if not reads_picture(n)):
+            with dense.graph.inserting_before(node):
+                node.replace_input_with(constant, dense.graph.call_method("reshape", (constant, -1, 1, 1)))
         return
     if edit.kind == "convolution" and old is None:
         _convolve_functional(dense, node, edit, padding)
@@ -87,6 +94,28 @@ def perform(dense: torch.fx.GraphModule, edit: Edit, padding: Padding) -> None:
     node.replace_all_uses_with(fresh)
     dense.graph.erase_node(node)
     fresh.name = edit.node
+
+
+def reads_picture(node: torch.fx.Node) -> bool:
+    """Whether a node's value depends on the picture, and is no constant of the net."""
+    seen, waiting = {node}, [node]
+    while waiting:
+        one = waiting.pop()
+        if one.op == "placeholder":
+            return True
+        fresh = set(one.all_input_nodes) - seen
+        seen |= fresh
+        waiting += fresh
+    return False
+
+
+def _move_axis(node: torch.fx.Node) -> None:
+    """Let a function of the last axis of vectors work on channels."""
+    if node.target is operator.getitem:
+        node.update_arg(1, (slice(None), node.args[1][-1]))  # type: ignore[index]
+        return
+    position = 2 if node.target is F.normalize else 1
+    node.update_arg(position, 1) if len(node.args) > position else node.update_kwarg("dim", 1)
 
 
 def _pool(edit: Edit, padding: Padding) -> nn.Module:

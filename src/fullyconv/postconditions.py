@@ -147,6 +147,13 @@ def _in_double(
         return net, dense, pictures, want, got
 
 
+def _vectors(got: Tensor, want: Tensor) -> Tensor:
+    """Scores of a dense net as the classifier gives them: one class may have lost its axis."""
+    # A dropped pool leaves a map, whose mean is the classifier's score.
+    got = got.mean((2, 3)) if got.dim() == 4 else got
+    return got[:, 0] if want.dim() == 1 and got.dim() == 2 and got.shape[1] == 1 else got
+
+
 def _tolerance(want: Tensor) -> float:
     return 1e-5 if want.dtype == torch.float64 else 1e-4
 
@@ -154,15 +161,14 @@ def _tolerance(want: Tensor) -> float:
 def _difference(want: Tensor, got: Tensor) -> float:
     """Largest difference, relative to what distinguishes two pictures, not to a common offset that any net with the
     right bias would have; ``inf`` where the shapes differ."""
-    got = got.mean((2, 3)) if got.dim() == 4 else got
+    got = _vectors(got, want)
     if got.shape != want.shape:
         return math.inf
     return float((got - want).abs().max() / (want[0] - want[1]).abs().max())
 
 
 def _compare(plan: Plan, want: Tensor, got: Tensor, parting: Callable[[], str]) -> None:
-    # A dropped pool leaves a map, whose mean is the classifier's score.
-    got = got.mean((2, 3)) if got.dim() == 4 else got
+    got = _vectors(got, want)
     if got.shape != want.shape:
         raise SurgeryError(
             f"the dense net gives {tuple(got.shape)} at native size, expected {tuple(want.shape)}; they part at "

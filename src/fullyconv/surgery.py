@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fullyconv import postconditions
-from fullyconv.edits import Edit, Kind, Padding, perform
+from fullyconv.edits import Edit, Kind, Padding, perform, reads_picture
 from fullyconv.errors import SurgeryError
 from fullyconv.locate import WHOLE_PICTURE, Located, Lost, Place, locate, positions
 from fullyconv.tracing import functional_pool, place_of, trace
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Pool = Literal["keep", "drop"]
 PoolKind = Literal["average pool", "maximum pool", "sum pool"]
 _REDUCTIONS: Mapping[str, PoolKind] = {"mean": "average pool", "amax": "maximum pool", "sum": "sum pool"}
+_ARITHMETIC = {"add", "iadd", "sub", "isub", "mul", "imul", "div", "truediv", "itruediv"}
 EXPECTED = "expected convolutions and pools up to one flatten or global pool"
 
 
@@ -536,6 +537,18 @@ class _Planner:
                     "a map; expected LayerNorm or BatchNorm1d there",
                     path=place_of(node),
                 )
+            elif self._describe(node) == "normalize":
+                self._edit_normalize(node, cells)
+            elif self._slices_channels(node, sources[0], cells):
+                if node.args[1][0] is Ellipsis:
+                    self._edit_axis(node)
+            elif cells == (1, 1) and self._by_channel(node, sources[0]):
+                self._edit(
+                    node,
+                    "constant",
+                    f"{self._describe(node)} by channel",
+                    "a constant with an entry for each entry of a vector has one for each channel of a map",
+                )
             elif self._squeezes(node, sources[0]):
                 self._remove(node, "the map stays a map")
             elif self._describe(node) in {"cat", "concat"}:
@@ -548,6 +561,23 @@ class _Planner:
                 if node.kwargs.get("dim", node.args[-1]) != 1:
                     self._edit_axis(node)
         return after
+
+    def _slices_channels(self, node: torch.fx.Node, source: torch.fx.Node, cells: tuple[int, int]) -> bool:
+        """Whether a node takes some entries of vectors (B, C), as ``[:, 2:5]`` or ``[..., 2:5]``, and nothing else."""
+        if node.target is not operator.getitem or cells != (1, 1) or len(self._shape(source)) != 2:
+            return False
+        index: Any = node.args[1]
+        if not isinstance(index, tuple) or len(index) != 2 or not isinstance(index[1], slice):
+            return False
+        return index[0] is Ellipsis or index[0] == slice(None)
+
+    def _by_channel(self, node: torch.fx.Node, source: torch.fx.Node) -> bool:
+        """Whether a node computes on vectors with constants of the net that have an entry for each channel."""
+        if self._describe(node).strip("_") not in _ARITHMETIC or self._shape(node) != self._shape(source):
+            return False
+        channels = self._shape(source)[-1]
+        constants = {self._shape(n) for n in node.all_input_nodes if not reads_picture(n)}
+        return bool(constants) and constants <= {(channels,), (1, channels)}
 
     def _squeezes(self, node: torch.fx.Node, source: torch.fx.Node) -> bool:
         """Whether a node only reshapes vectors to vectors."""
@@ -602,6 +632,16 @@ class _Planner:
         name = "BatchNorm2d" if isinstance(module, nn.BatchNorm1d) else "ChannelLayerNorm"
         self._edit(node, "norm", name, "the same numbers, at every position")
 
+    def _edit_normalize(self, node: torch.fx.Node, cells: tuple[int, int]) -> None:
+        if cells != (1, 1):
+            raise SurgeryError(
+                f"'{place_of(node)}' (normalize) takes the length of a flattened map of {cells[0]}x{cells[1]} cells, "
+                "which no layer of a map does; expected it behind a linear layer or a pool",
+                path=place_of(node),
+            )
+        if (node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 1)) != 1:
+            self._edit_axis(node)
+
     def _edit_axis(self, node: torch.fx.Node) -> None:
         self._edit(
             node, "axis", f"{self._describe(node)} over channels", "the entries of a vector are channels of a map"
@@ -627,8 +667,10 @@ class _Planner:
             return True
         if node in self.edits and self.edits[node].kind == "remove":
             return self._is_pool(node) not in ("maximum pool", "sum pool")
+        if node in self.edits and self.edits[node].kind == "constant":
+            return "div" not in self._describe(node) or reads_picture(node.all_input_nodes[0])
         affine = nn.Linear | nn.Conv2d | nn.Dropout | nn.BatchNorm1d | nn.BatchNorm2d | nn.Identity
-        names = {"cat", "concat", "add", "permute", "transpose"}
+        names = {"cat", "concat", "add", "permute", "transpose", "getitem"}
         return isinstance(self._module(node), affine) or self._is_linear(node) or self._describe(node) in names
 
     def _skip_removed(self, node: torch.fx.Node) -> torch.fx.Node:
