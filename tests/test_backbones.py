@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fullyconv import backbones
-from fullyconv.backbones import BACKBONES, Backbone, Spec, backbone, describe
+from fullyconv.backbones import BACKBONES, PAD, Backbone, Spec, backbone, describe
 from fullyconv.building import build
 from fullyconv.config import INPUTS, Geometry, InputConfig, ModelConfig
 from fullyconv.errors import CheckpointError, ConfigError, SurgeryError, UnknownName
@@ -490,6 +490,18 @@ def test_taps_of_a_classifier_of_ones_own_can_be_named() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 64, 5))
     made = backbone(net, image_size=32, taps={"early": "1", "late": "2"})
     assert [(name, int(tap.grid.stride)) for name, tap in made.taps.items()] == [("early", 2), ("late", 4)]
+
+
+@pytest.mark.parametrize("geometry", ["same", "pad100"])
+def test_a_classifier_may_shrink_rows_and_columns_one_after_the_other(geometry: Geometry) -> None:
+    down, across = nn.Conv2d(6, 6, (3, 1), stride=(2, 1)), nn.Conv2d(6, 6, (1, 3), stride=(1, 2))
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), down, across, nn.Flatten(), nn.Linear(6 * 49, 5))
+    made = backbone(net, image_size=32, geometry=geometry)
+    assert {name: tap.grid.stride for name, tap in made.taps.items()} == {"stride2": 2, "stride4": 4}
+    assert explain(made, size=(40, 40)).stride == 4
+    least = made.minimum if geometry == "same" else 1 + 2 * PAD
+    for height, width in ((least, 64 + least), (64 + least, least)):
+        assert all(min(of.shape) >= 1 for of in maps_at(made, height, width).values())
 
 
 @pytest.mark.parametrize("geometry", ["same", "pad100"])

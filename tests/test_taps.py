@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fullyconv.backbones import BACKBONES
-from fullyconv.errors import SurgeryError
+from fullyconv.errors import AlignmentError, SurgeryError
 from fullyconv.locate import locate
 from fullyconv.surgery import plan
 from fullyconv.taps import cut, find_taps
@@ -45,6 +45,17 @@ def test_a_cut_net_holds_no_layers_that_it_does_not_run() -> None:
     assert not [name for name in trunk_only.state_dict() if name.startswith(("layer3", "layer4", "fc"))]
     (maps,) = trunk_only(torch.zeros(1, 3, 64, 64))
     assert maps.shape == (1, 128, 8, 8)
+
+
+def test_maps_between_factorised_strides_are_no_taps() -> None:
+    def halve() -> tuple[torch.nn.Module, ...]:
+        down = torch.nn.Conv2d(3, 3, (3, 1), stride=(2, 1), padding=(1, 0))
+        return down, torch.nn.Conv2d(3, 3, (1, 3), stride=(1, 2), padding=(0, 1))
+
+    net = trace(torch.nn.Sequential(*halve(), *halve()))
+    assert find_taps(net, "_3", locate(net)) == {2: "_1", 4: "_3"}
+    with pytest.raises(AlignmentError, match="expected the same along both axes"):
+        find_taps(net, "_2", locate(net))
 
 
 def test_a_map_that_lies_nowhere_has_no_taps() -> None:

@@ -425,8 +425,9 @@ def _from_classifier(
     trunk = cut(dense, list(taps.values()))
     inside = {node.name for node in trunk.graph.nodes}
     lacking = [
-        (1 - (located[node].shape[2] - size / place.grid.stride)) * place.grid.stride
+        (1 - (cells - size / grid.stride)) * grid.stride
         for node, place in positions(located)
+        for cells, grid in zip(located[node].shape[2:], (place.down, place.across), strict=True)
         if node in inside
     ]
     minimum = math.ceil(max(lacking))

@@ -22,6 +22,11 @@ def cut(dense: torch.fx.GraphModule, taps: Sequence[str]) -> torch.fx.GraphModul
     return dense
 
 
+def alike(place: Place) -> bool:
+    """Whether the cells of a map lie alike along both axes."""
+    return (place.down.stride, place.down.offset) == (place.across.stride, place.across.offset)
+
+
 def bottlenecks(dense: torch.fx.GraphModule, goal: str, located: Mapping[str, Located]) -> Iterator[tuple[str, Place]]:
     """The maps through which all must pass that a map is made of, in order, and where they lie; itself is the last."""
     nodes = {node.name: node for node in dense.graph.nodes}
@@ -38,7 +43,8 @@ def bottlenecks(dense: torch.fx.GraphModule, goal: str, located: Mapping[str, Lo
     for i, node in enumerate(order):
         alive = {n for n in alive if last_use[n] > i} | {node}
         tensors = [n for n in alive if n.name in located and located[n.name].where is not None]
-        if node.name in places and (tensors == [node] or node.name == goal):
+        # Between factorised kernels, rows and columns lie at strides of their own: nothing to read.
+        if node.name in places and (node.name == goal or (tensors == [node] and alike(places[node.name]))):
             yield node.name, places[node.name]
 
 
