@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from fullyconv import backbones
 from fullyconv.backbones import BACKBONES, PAD, Backbone, Spec, backbone, describe
 from fullyconv.building import build
-from fullyconv.config import INPUTS, Geometry, InputConfig, ModelConfig
+from fullyconv.config import INPUTS, Geometry, HeadConfig, InputConfig, ModelConfig, SkipConfig
 from fullyconv.errors import CheckpointError, ConfigError, SurgeryError, UnknownName
 from fullyconv.explanation import explain
 from fullyconv.geometry import Grid
-from fullyconv.model import Preprocess
+from fullyconv.model import FCN, Preprocess
 from fullyconv.presets import fcn8s, fcn16s, fcn32s
 from fullyconv.surgery import plan
 from fullyconv.weights import read_weights, write_weights
@@ -484,6 +484,22 @@ def test_pad100_is_refused_where_there_is_no_first_convolution_to_pad() -> None:
         )
     with pytest.raises(ConfigError, match="gives maps and is taken as it is"):
         backbone("fcn_resnet50", geometry="pad100")
+
+
+def test_the_minimum_holds_for_layers_that_reflect_the_border() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 5),
+        nn.Conv2d(6, 6, 4, 2, 1),
+        nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect"),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    )
+    made = backbone(net, image_size=32)
+    assert made.minimum == 8, "two cells behind the stride"
+    model = FCN(made, {"out": HeadConfig(classes=3, skips=(SkipConfig(tap="stride2"),))})
+    for size in ((1, 1), (1, 40), (5, 3)):
+        assert model(torch.zeros(1, 3, *size))["out"].shape == (1, 3, *size)
 
 
 def test_taps_of_a_classifier_of_ones_own_can_be_named() -> None:

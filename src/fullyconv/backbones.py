@@ -6,6 +6,7 @@ measured from the net, never typed in. ``timm/<name>`` needs no line. An object 
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import functools
 import math
@@ -433,6 +434,9 @@ def _from_classifier(
     minimum = math.ceil(max(lacking))
     if border is not None and _runs(trunk, channels, 2 * border + 1):
         minimum = 1  # the border makes even a single pixel large enough
+    elif border is None and not _runs(trunk, channels, minimum):
+        # A reflection needs more cells than one.
+        minimum += bisect.bisect_left(range(minimum, size), True, key=lambda side: _runs(trunk, channels, side))
     return Backbone(trunk, measured, input=input, minimum=minimum, plan=surgery, border=border)
 
 
