@@ -167,6 +167,16 @@ def test_pictures_of_more_channels_train_and_are_scored(run: Run, tmp_path: Path
     assert "expected" in err
 
 
+@pytest.mark.parametrize(("inputs", "first"), [("depth,color", "depth"), ("depth,hha", "depth"), ("hha,color", "hha")])
+def test_of_several_inputs_colour_comes_first(run: Run, tmp_path: Path, inputs: str, first: str) -> None:
+    folder = miniature_with_depth(tmp_path / "data")
+    (folder / "hha").symlink_to(folder / "images")
+    options = ["--backbone", "tinyvgg", "--weights", "none", "--out", tmp_path / "run"]
+    code, _, err = run("train", folder, "--inputs", inputs, *options)
+    assert code == 2
+    assert f"--inputs {inputs}: got {first} first; expected color first" in err
+
+
 def miniature_with_depth(folder: Path) -> Path:
     for name in ("images", "depth", "labels"):
         (folder / name).mkdir(parents=True)

@@ -82,6 +82,13 @@ def _input(options: Mapping[str, Any], data: SegmentationDataset) -> InputConfig
 
     Weights know of colours alone. Channels beyond are given mean 0 and as much spread as their first pictures have.
     """
+    inputs = inputs_of(options["inputs"]) or ["color"]
+    if len(inputs) > 1 and inputs[0] != "color":
+        raise ConfigError(
+            f"--inputs {options['inputs']}: got {inputs[0]} first; expected color first where there are several, since "
+            "the weights and their preprocessing take the first channels for colours",
+            where="inputs",
+        )
     named = None if options["input"] is None else lookup("input", options["input"], INPUTS)
     channels = data[0].image.shape[2]
     if channels == 3 or (named is not None and len(named.mean) == channels):
