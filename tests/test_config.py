@@ -44,6 +44,7 @@ def test_an_unknown_setting_is_named_by_its_path() -> None:
         ({"lr": -1}, "greater than 0"),
         ({"lr": float("nan")}, "finite"),
         ({"batch": 0}, "greater than or equal to 1"),
+        ({"head_loss": {"out": -1}}, r"fit\.head_loss\.out: .*greater than or equal to 0, got -1"),
         ({"schedule": "linear"}, "'fixed', 'poly' or 'cosine'"),
     ],
 )

@@ -108,6 +108,8 @@ def test_settings_that_name_what_is_not_there_are_refused() -> None:
         next(fit(net(), pictures(4), None, settings(loss="crossentropy"), data=PLAIN))
     with pytest.raises(ConfigError, match="no head 'depth'"):
         next(fit(net(), pictures(4), None, settings(head_loss={"depth": 1}), data=PLAIN))
+    with pytest.raises(ConfigError, match="head_loss: got 0 for every head, so that nothing is learnt"):
+        next(fit(net(), pictures(4), None, settings(head_loss={"out": 0}), data=PLAIN))
 
 
 def test_what_is_scored_and_kept_is_the_average_of_the_weights(tmp_path: Path) -> None:

@@ -439,8 +439,8 @@ class FitConfig(Config):
     """Pictures of val that are scored, at most; drawn at even distances."""
     save_every: int | None = Field(default=None, ge=1)
     """Steps between resume points; None: with every scoring, and every ten minutes."""
-    head_loss: dict[str, float] = Field(default_factory=dict, max_length=MOST)
-    """Weight of each head's loss; 1 where not named."""
+    head_loss: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict, max_length=MOST)
+    """Weight of each head's loss; 1 where not named. 0: it learns nothing."""
     seed: int = Field(default=0, ge=0)
     deterministic: bool = False
     """The same bits every time on CUDA too, which takes longer; on the CPU they are anyway."""

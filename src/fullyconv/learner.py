@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -64,8 +64,8 @@ class Learner:
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         lookup("loss", settings.loss, LOSSES)
-        for name in settings.head_loss:
-            lookup("head", name, dict(model.heads.items()))
+        self._heads = heads_of(model)
+        self._head_weights = head_weights(settings, self._heads)
         device = pick_device(settings.device)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and computes_bf16(device))
         self._fabric = _fabric(device, bf16=self.bf16)
@@ -95,8 +95,6 @@ class Learner:
         self._net, self._stepper = self._fabric.setup(_ScoreMaps(model), self._optimizer)
         self._void = void
         self._class_weights = {head: w.to(self.device) for head, w in (weights or {}).items()}
-        self._heads = heads_of(model)
-        self._head_weights = {name: settings.head_loss.get(name, 1.0) for name in self._heads}
         self.guess = sum(w * math.log(self._heads[name].classes) for name, w in self._head_weights.items())
 
     def train(self) -> None:
@@ -267,6 +265,27 @@ def keep_up(model: nn.Module) -> None:
 def heads_of(model: FCN) -> dict[str, Head]:
     """The heads of a model by name, as what they are."""
     return {name: head for name, head in model.heads.items() if isinstance(head, Head)}
+
+
+def head_weights(settings: FitConfig, heads: Collection[str]) -> dict[str, float]:
+    """The weight of each head's loss.
+
+    Raises:
+        UnknownName: one is given for a head that there is not.
+        ConfigError: none is above 0.
+
+    Example:
+        >>> head_weights(FitConfig(steps=1, head_loss={"depth": 0.5}), ["out", "depth"])
+        {'out': 1.0, 'depth': 0.5}
+    """
+    for name in settings.head_loss:
+        lookup("head", name, dict.fromkeys(heads))
+    weights = {name: settings.head_loss.get(name, 1.0) for name in heads}
+    if not any(weights.values()):
+        raise ConfigError(
+            "head_loss: got 0 for every head, so that nothing is learnt; expected a weight above 0", where="head_loss"
+        )
+    return weights
 
 
 class _ScoreMaps(nn.Module):
