@@ -77,6 +77,12 @@ def test_a_stage_name_cannot_leave_the_run_folder(name: str) -> None:
         Recipe.parse({"stages": [stage() | {"name": name}]})
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "tensorboard", "Results.json"])
+def test_a_stage_cannot_be_named_as_a_file_of_the_run_is(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"stages\.0\.name: '{name}' is a file of the run folder"):
+        Recipe.parse({"stages": [stage() | {"name": name}]})
+
+
 def test_a_recipe_reads_the_same_from_toml_and_json(tmp_path: Path) -> None:
     toml = tmp_path / "r.toml"
     toml.write_text(

@@ -34,6 +34,12 @@ T = TypeVar("T")
 MOST = 256
 """Of heads, skips, streams, stages: ten times what anybody has built, and little enough to say no at once."""
 
+RUN_FILES = frozenset((
+    "config.json", "engine", "log.jsonl", "model.safetensors", "recipe.json", "report.html", "results.json", "run.json",
+    "tensorboard",
+))  # fmt: skip
+"""What a run folder holds beside its stages (`fullyconv.runs`)."""
+
 MOST_CLASSES = 65536
 """In a table: the ids that 16 bits can hold."""
 
@@ -492,6 +498,13 @@ class Stage(Config):
     model: ModelConfig
     data: DataConfig
     fit: FitConfig
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name.lower() in RUN_FILES:
+            raise ValueError(f"'{name}' is a file of the run folder, in which each stage has a folder; expected another")
+        return name
 
 
 class Published(Config):
