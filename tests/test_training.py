@@ -77,6 +77,28 @@ def test_heads_that_do_not_fit_the_data_are_refused_with_both_numbers(tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"fit": {"loss": "crossentropy"}}, r"stages\.1\.fit\.loss: no loss 'crossentropy'; did you mean"),
+        ({"fit": {"head_loss": {"outt": 1}}}, r"stages\.1\.fit\.head_loss: no head 'outt'; did you mean 'out'"),
+        ({"fit": {"head_loss": {"out": 0}}}, r"stages\.1\.fit\.head_loss: got 0 for every head"),
+        ({"fit": {"device": "tpu"}}, r"stages\.1\.fit\.device: got 'tpu'; expected auto, cpu"),
+        ({"model": {"backbone": "vgg61"}}, r"stages\.1\.model: no backbone 'vgg61'; did you mean"),
+        ({"model": {"heads": {"out": {"classes": 11, "skips": [{"tap": "pool9"}]}}}}, r"stages\.1\.model: .*'pool9'"),
+        ({"data": {"crop": (32, 32), "shift": 8}}, r"stages\.1\.data\.shift: 8 px beside a crop"),
+    ],
+)
+def test_what_is_wrong_with_a_later_stage_is_said_before_the_first_learns(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    one = recipe().stages[0].model_dump()
+    two = {**one, "name": "two"} | {part: {**one[part], **settings} for part, settings in changes.items()}
+    with pytest.raises(ConfigError, match=said):
+        train(Recipe.parse({"stages": [one, two]}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     train(recipe(fit=settings(steps=1)), out=tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a run; resume it, or choose another folder"):

@@ -400,6 +400,13 @@ class DataConfig(Config):
             raise ValueError(f"crop is (height, width) in pixels, both positive, got {crop}")
         return crop
 
+    @field_validator("shift")
+    @classmethod
+    def _of_whole(cls, shift: int, info: ValidationInfo) -> int:
+        if shift and isinstance(info.data.get("crop"), tuple):
+            raise ValueError(f"{shift} px beside a crop, which moves pictures already; expected 0, or crop 'whole'")
+        return shift
+
 
 class FitConfig(Config):
     """How to learn. Exactly one budget: ``epochs``, ``steps`` or ``minutes``."""

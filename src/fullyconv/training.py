@@ -23,10 +23,14 @@ from fullyconv.checking import CheckReport, Counts, across, overlap
 from fullyconv.checking import check as check_data
 from fullyconv.config import ModelConfig, Recipe, Stage
 from fullyconv.datasets import SegmentationDataset, dataset
-from fullyconv.errors import DatasetError
+from fullyconv.devices import pick_device
+from fullyconv.errors import ConfigError, DatasetError, FullyConvError
 from fullyconv.evaluation import results
 from fullyconv.events import Alarm, Event, Said
 from fullyconv.fitting import check_heads, fit, resolve_crop
+from fullyconv.learner import head_weights
+from fullyconv.lookup import lookup
+from fullyconv.losses import LOSSES
 from fullyconv.model import FCN
 from fullyconv.report import score_each, write_report
 from fullyconv.runs import Run, command
@@ -71,6 +75,7 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved first.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    _refuse_impossible(recipe, own=backbone is not None)
     folder = Path(out)
     opened = _open(recipe, open_data)
     _refuse_overlap(opened)
@@ -141,6 +146,39 @@ def train(
     if run is not None:
         run.close()
     return best
+
+
+def _refuse_impossible(recipe: Recipe, *, own: bool) -> None:
+    """Refuse, before any stage learns, what a stage would be stopped by once those before it have learnt.
+
+    Args:
+        recipe: whose nets are built without memory for weights.
+        own: they are built on an object of the caller's; they are not built here then.
+
+    Raises:
+        ConfigError: with the dotted path of the setting.
+    """
+    for number, stage in enumerate(recipe.stages):
+        model, fit = f"stages.{number}.model", f"stages.{number}.fit"
+        if not own:
+            with _named(model), torch.device("meta"):
+                build(stage.model, weights=False)
+        with _named(f"{fit}.loss"):
+            lookup("loss", stage.fit.loss, LOSSES)
+        with _named(f"{fit}.head_loss"):
+            head_weights(stage.fit, stage.model.heads)
+        with _named(f"{fit}.device"):
+            pick_device(stage.fit.device)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Give what is refused the dotted path of its setting."""
+    try:
+        yield
+    except FullyConvError as error:
+        said = str(error).removeprefix(f"{where.rpartition('.')[2]}: ")
+        raise ConfigError(f"{where}: {said}", where=where) from None
 
 
 def _open(
