@@ -93,6 +93,18 @@ def test_the_best_is_the_best_and_the_last_is_the_last(tmp_path: Path, monkeypat
     assert json.loads((tmp_path / "last" / "config.json").read_text())["provenance"]["step"] == 7
 
 
+def test_a_head_without_labels_in_val_leaves_the_score_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"a": [[3, 1], [0, 0]], "b": [[0, 0], [0, 0]], "c": [[1, 3], [0, 0]]}
+    matrices = {head: ConfusionMatrix(["x", "y"], counts) for head, counts in found.items()}
+    monkeypatch.setattr(fitting, "evaluate", lambda *_, **__: matrices)
+    (scored,) = of(Evaluated, fit(net(), pictures(4), pictures(2), settings(steps=1), data=PLAIN, out=tmp_path))
+    assert scored.mean_iu == (0.75 + 0.25) / 2
+    assert scored.best
+    assert (tmp_path / "best").exists()
+
+
 def test_many_val_pictures_are_thinned_evenly_and_the_number_is_told() -> None:
     event = of(Evaluated, fit(net(), pictures(4), pictures(), settings(steps=1, val_pictures=2), data=PLAIN))[0]
     assert event.pictures == 2

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -132,7 +133,8 @@ def fit(
     Args:
         model: its heads are named as the labels of the data are.
         train_data: what is learnt from.
-        val_data: what is scored, at native size, with the averaged weights where there are any; None: nothing is.
+        val_data: what is scored, at native size, with the averaged weights where there are any; None: nothing is. The
+            score of a model is the mean over the heads that have labels there.
         settings: how to learn.
         data: crops and transforms; which files is not read from it.
         out: folder for ``best`` (highest mean IU on val), ``last`` and ``resume``; None: nothing is written.
@@ -327,7 +329,8 @@ def _score(
             )
         matrices = [ConfusionMatrix(m.classes, learner.sum(torch.from_numpy(m.counts)).cpu()) for m in found.values()]
         scores = {head: matrix.as_dict() for head, matrix in zip(found, matrices, strict=True)}
-        mean_iu = sum(m.mean_iu for m in matrices) / len(matrices)
+        ious = [m.mean_iu for m in matrices if not math.isnan(m.mean_iu)]  # val may have no labels for a head
+        mean_iu = fmean(ious) if ious else math.nan
         best = mean_iu > state.best
         pictures = int(learner.sum(torch.tensor(len(val_data))))
         events.append(
