@@ -419,6 +419,16 @@ def test_orders_are_told_as_they_are() -> None:
         "Whether the papers' order appears, c < b < d, cannot be told. Within a point of each other, of which one seed "
         "says nothing: c (20.0) and b (20.0); b (20.0) and d (20.9)."
     )
+    for nothing in (None, float("nan")):
+        assert ordering([Row("a", [nothing]), Row("b", [nothing])], ["a", "b"], 0, "why") == (
+            "Whether the papers' order appears, a < b, cannot be told: a, b without a score."
+        )
+        assert ordering([*rows[:2], Row("c", [nothing])], ["a", "c", "b"], 0, "why") == (
+            "Whether the papers' order appears, a < c < b, cannot be told: c without a score."
+        )
+        assert ordering([*rows[:2], Row("c", [nothing])], ["c", "b", "a"], 0, "why") == (
+            "The papers have c < b < a; here a (10.0) is not above b (20.0): why."
+        )
     falling = [Row(name, [60 - 0.9 * i]) for i, name in enumerate("abcd")]
     assert ordering(falling, [*"abcd"], 0, "why").startswith(
         "The papers have a < b < c < d; here c (58.2) is not above a (60.0), d (57.3) is not above a (60.0), "

@@ -7,6 +7,7 @@ the end, at native size. Val chooses nothing, so that no variant gains by being 
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -328,7 +329,9 @@ def ordering(rows: Sequence[Row], names: Sequence[str], at: int, why: str, *, pa
         'The papers have 32s < 16s; here 16s (58.0) is not above 32s (60.0): the budget is short.'
     """
     values = {row.name: row.values[at] for row in rows}
-    found = [(name, value) for name in names if isinstance(value := values[name], int | float)]
+    found = [
+        (name, value) for name in names if isinstance(value := values[name], int | float) and math.isfinite(value)
+    ]
     breaks = [
         f"{high} ({b:.1f}) is not above {low} ({a:.1f})"
         for (low, a), (high, b) in combinations(found, 2)
@@ -339,6 +342,8 @@ def ordering(rows: Sequence[Row], names: Sequence[str], at: int, why: str, *, pa
     alike = f"Within a point of each other, of which one seed says nothing: {'; '.join(near)}."
     if breaks:
         return f"The papers have {said}; here {', '.join(breaks)}: {why}.{f' {alike}' if near else ''}"
+    if missing := [name for name in names if name not in dict(found)]:
+        return f"Whether the papers' order appears, {said}, cannot be told: {', '.join(missing)} without a score."
     if not near:
         return f"The papers' order appears: {said}."
     if len(near) == len(found) - 1:
