@@ -298,6 +298,19 @@ def test_a_trained_model_is_looked_at_where_it_lies(tmp_path: Path) -> None:
         study("contributions").run(Setup(data=str(_folder(tmp_path)), device="cpu"), model=folder)
 
 
+def test_skips_of_one_stride_are_told_apart_by_their_taps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = ("color", "hha")
+    monkeypatch.setattr(Setup, "open", lambda _, split, inputs=inputs: open_relief("scenes", TWO, inputs=inputs))
+    config = late_fusion(dict.fromkeys(inputs), "tinyvgg", {"out": 11}, stride=16, weights=None)
+    folder = checkpoint.save(build(config), tmp_path / "model", provenance={"inputs": inputs})
+    result = study("contributions").run(Setup(device="cpu"), model=folder)
+    taps = [skip.tap for skip in config.heads["out"].skips]
+    assert len(set(taps)) == 4
+    assert [column.title for column in result.columns[::2]] == [f"{tap}: changed" for tap in taps]
+    assert len(result.json()["rows"][0]) == 1 + 2 * len(taps)
+    assert [list(panel.lines) for panel in result.panels] == [taps, taps]
+
+
 def _folder(base: Path) -> Path:
     """A labelled folder of two classes."""
     (base / "data").mkdir()

@@ -6,7 +6,7 @@ skip in turn, and the labels are compared, pixel by pixel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -187,6 +187,12 @@ def contributions(
     return [Contribution(tap, int(grids[tap].grid.stride), changed[tap], whole, without[tap]) for tap in taps]
 
 
+def names_of(found: Sequence[Contribution]) -> list[str]:
+    """What skips are called: by stride; by tap where several have one stride, as those of several streams."""
+    strides = [one.stride for one in found]
+    return [f"stride {one.stride}" if strides.count(one.stride) == 1 else one.tap for one in found]
+
+
 def _quiet(event: Event) -> None: ...
 
 
@@ -245,19 +251,20 @@ def run(
         *(row(f"{name} pixels from a boundary", band=band) for band, name in enumerate(band_names())),
         *(row(name, index=index) for index, name in enumerate(names)),
     ]
+    skips = names_of(found)
     columns = [
         column
-        for one in found
-        for column in (Column(f"stride {one.stride}: changed"), Column(f"stride {one.stride}: IU gained", "points"))
+        for skip in skips
+        for column in (Column(f"{skip}: changed"), Column(f"{skip}: IU gained", "points"))
     ]
     # Each band is drawn at the middle of its octave, the first at 1 and the last where it begins.
     middles = [low * 1.5 if low else 1.0 for low in BANDS[:-1]] + [BANDS[-1] * 1.0]
 
     def panel(what: str, value: Callable[[Contribution, int], float]) -> Panel:
         lines = {}
-        for one in found:
+        for skip, one in zip(skips, found, strict=True):
             points = [(x, 100 * value(one, band)) for band, x in enumerate(middles)]
-            lines[f"stride {one.stride}"] = [(x, y) for x, y in points if y == y]
+            lines[skip] = [(x, y) for x, y in points if y == y]
         return Panel("distance from a label boundary, pixels", what, lines, logarithmic=True)
 
     panels = [
