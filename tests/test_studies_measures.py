@@ -29,6 +29,7 @@ from fullyconv.model import FCN
 from fullyconv.stitching import shift_and_stitch
 from fullyconv.studies import dense, study, timing
 from fullyconv.studies.contributions import BANDS, band_names, bands, contributions
+from fullyconv.studies.fusion import open_relief
 from fullyconv.studies.trials import Setup
 from fullyconv.studies.upper_bound import PUBLISHED, STRIDES, LabelFiles, LabelsOf, coarsened, triangles, upper_bounds
 
@@ -301,13 +302,13 @@ def test_a_trained_model_is_looked_at_where_it_lies(tmp_path: Path) -> None:
 def test_skips_of_one_stride_are_told_apart_by_their_taps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = ("color", "hha")
     monkeypatch.setattr(Setup, "open", lambda _, split, inputs=inputs: open_relief("scenes", TWO, inputs=inputs))
-    config = late_fusion(dict.fromkeys(inputs), "tinyvgg", {"out": 11}, stride=16, weights=None)
-    folder = checkpoint.save(build(config), tmp_path / "model", provenance={"inputs": inputs})
+    config = presets.late_fusion(dict.fromkeys(inputs), "tinyvgg", {"out": 11}, stride=16, weights=None)
+    folder = checkpoint.save(building.build(config), tmp_path / "model", provenance={"inputs": inputs})
     result = study("contributions").run(Setup(device="cpu"), model=folder)
     taps = [skip.tap for skip in config.heads["out"].skips]
     assert len(set(taps)) == 4
-    assert [column.title for column in result.columns[::2]] == [f"{tap}: changed" for tap in taps]
-    assert len(result.json()["rows"][0]) == 1 + 2 * len(taps)
+    assert [column.name for column in result.columns[::2]] == [f"{tap}: changed" for tap in taps]
+    assert result.json()["rows"][0].keys() >= {f"{tap}: changed, %" for tap in taps}
     assert [list(panel.lines) for panel in result.panels] == [taps, taps]
 
 
@@ -391,6 +392,18 @@ def test_scores_are_upsampled_from_where_they_lie(coarse: Coarse) -> None:
 def test_a_net_of_several_taps_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"the model reads .*stride32, .*stride16; expected one tap"):
         dense.ways(live("tinyvgg", 16))
+
+
+def test_several_heads_are_refused_before_anything_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = building.build(presets.fcn32s("tinyvgg", {"a": 3, "b": 2}, weights=None))
+    with pytest.raises(ConfigError, match="the model has the heads a, b; expected one"):
+        dense.ways(model)
+    with pytest.raises(ConfigError, match="the model has the heads a, b; expected one"):
+        study("dense").run(Setup(device="cpu"), model=checkpoint.save(model, tmp_path / "model"))
+    monkeypatch.setattr(dense, "classes_of", lambda setup: {"a": 3, "b": 2})
+    monkeypatch.setattr(dense, "_learn", lambda *_: pytest.fail("it learns"))
+    with pytest.raises(ConfigError, match="the data has labels for the heads a, b; expected one"):
+        study("dense").run(Setup(device="cpu"))
 
 
 def test_peak_memory_is_that_of_the_tensors_that_live_together() -> None:

@@ -8,7 +8,7 @@ rarefaction), which gives the same numbers in one pass (CVPR, section 3.2). The 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -32,7 +32,7 @@ from fullyconv.events import Event, Said
 from fullyconv.fitting import check_heads
 from fullyconv.geometry import Grid
 from fullyconv.metrics import ConfusionMatrix
-from fullyconv.model import FCN
+from fullyconv.model import FCN, Head
 from fullyconv.presets import fcn
 from fullyconv.rarefaction import rarefy
 from fullyconv.sampling import View, evenly
@@ -52,6 +52,24 @@ PAPER = (
     "through upsampling was found more effective and efficient, most of all with skips, and shift-and-stitch is not "
     "used (CVPR, sections 3.2 and 3.3). No figures are given."
 )
+
+
+def only_head(model: FCN) -> tuple[str, Head]:
+    """The one head of a model, with its name.
+
+    Raises:
+        ConfigError: it has several.
+    """
+    heads = heads_of(model)
+    _refuse_several(heads, "the model has the heads")
+    return next(iter(heads.items()))
+
+
+def _refuse_several(heads: Collection[str], what: str) -> None:
+    if len(heads) > 1:
+        raise ConfigError(
+            f"{what} {', '.join(heads)}; expected one, since scores are made denser one map at a time", where="heads"
+        )
 
 
 class Scores(nn.Module):
@@ -120,10 +138,10 @@ def ways(model: FCN, *, denser: Sequence[int] = DENSER) -> list[Way]:
         denser: factors on the number of scores along an axis, divisors of the tap's stride.
 
     Raises:
-        ConfigError: the model reads several taps, or a factor does not divide its stride.
+        ConfigError: the model has several heads or reads several taps, or a factor does not divide its stride.
         SurgeryError: the net cannot be rarefied; says where and why.
     """
-    (head,) = heads_of(model).values()
+    _, head = only_head(model)
     stride = int(head.grid.stride)
     # Traced like the rarefied ones, which computes no map that nobody reads: else it would seem to take more memory.
     net = rarefy(Scores(model), stride=stride, channels=model.channels).eval()
@@ -169,7 +187,7 @@ def agreement(model: FCN, image: Tensor, *, stride: int) -> Agreement:
         image: (1, C, H, W) in 0..255; repeated until cells in its middle see no border.
         stride: pixels between cells wanted.
     """
-    (head,) = heads_of(model).values()
+    _, head = only_head(model)
     grid, coarse = head.grid, int(head.grid.stride)
     assert isinstance(grid.field, Fraction)
     side = int(grid.field) + 4 * coarse
@@ -268,13 +286,14 @@ def run(
 
     Raises:
         CheckpointError: the folder holds no model.
-        ConfigError: the model reads several taps, or its heads do not fit the data.
+        ConfigError: the model or the data has several heads, the model reads several taps, or the two do not fit.
         SurgeryError: the net cannot be rarefied.
         DatasetError, ImageError, TrainingError: see `fullyconv.training.train`.
     """
     clock = Clock()
     learnt: dict[str, FCN] = {}
     if model is None:
+        _refuse_several(classes_of(setup), "the data has labels for the heads")
         coarse, _, fine = setup.strides(3)
         net, *rest = _learn(setup, coarse, fine, on_event)
         learnt = dict(zip((f"dilation to {fine}, learnt", f"skips to {fine}, learnt"), rest, strict=True))
@@ -282,11 +301,12 @@ def run(
         opened = setup.open(split)
     else:
         net = checkpoint.load(model)
+        only_head(net)
         described = Path(model).name
         opened = setup.open(split, checkpoint.provenance(model).get("inputs", ["color"]))
         check_heads({n: h.classes for n, h in heads_of(net).items()}, opened.classes, where=f"{model}: heads")
     some = View(opened, evenly(len(opened), pictures), remember=True)
-    (head,) = list(heads_of(net))[:1]
+    head, _ = only_head(net)
     place = pick_device(setup.device)
     for one in (net, *learnt.values()):
         one.to(place).to(memory_format=torch.channels_last).eval()
@@ -350,7 +370,7 @@ def run(
 
 def _whole(name: str, model: FCN) -> Way:
     """The way of a net that has learnt to be dense."""
-    ((head, one),) = heads_of(model).items()
+    head, one = only_head(model)
 
     def scores(framed: Tensor) -> Tensor:
         return model.scores_of(framed)[head]
