@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fullyconv import report
+from fullyconv import checkpoint, report
 from fullyconv.config import Classes, DataConfig, FitConfig, Recipe
 from fullyconv.datasets import dataset
 from fullyconv.evaluation import evaluate
@@ -99,8 +99,6 @@ def test_the_report_of_a_run_is_whole_and_loads_nothing(run: Path) -> None:
 
 
 def test_the_scores_of_the_pictures_add_up_to_those_of_the_set(run: Path) -> None:
-    from fullyconv import checkpoint
-
     model, data = checkpoint.load(run), dataset("scenes", "count=8 size=48x64", split="val")
     each = report.score_each(model, data, device="cpu", precision="32")["out"]
     whole = evaluate(model, data, device="cpu", precision="32")["out"]
@@ -110,6 +108,24 @@ def test_the_scores_of_the_pictures_add_up_to_those_of_the_set(run: Path) -> Non
 def test_the_report_can_be_written_again_from_the_folder_alone(run: Path) -> None:
     before = (run / "report.html").read_text(encoding="utf-8")
     assert report.write_report(run).read_text(encoding="utf-8") == before
+
+
+def test_the_pictures_are_those_that_the_last_stage_was_scored_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Recipe.read(run / "recipe.json").model_dump(mode="json")
+    plain["stages"][0]["data"] |= {"val": "held-out", "inputs": ["color", "depth"]}
+    (tmp_path / "recipe.json").write_text(json.dumps(plain))
+    asked: list[tuple[object, object]] = []
+
+    def opened(name: str, root: str, *, split: str, inputs: tuple[str, ...]) -> None:
+        asked.append((split, inputs))
+        raise FileNotFoundError
+
+    monkeypatch.setattr(report, "dataset", opened)
+    with pytest.raises(FileNotFoundError):
+        report.write_report(tmp_path, model=checkpoint.load(run))
+    assert asked == [("held-out", ("color", "depth"))]
 
 
 def test_alarms_are_on_the_page_in_words(run: Path) -> None:

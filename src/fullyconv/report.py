@@ -278,7 +278,7 @@ def write_report(
     Args:
         run: as `fullyconv.training.train` left it.
         model: the run's best; None: read from the folder.
-        data: the pictures to show and to count, with labels; None: the run's val.
+        data: the pictures to show and to count, with labels; None: those that the last stage was scored on.
         each: what `score_each` gives for them; None: scored now.
         rows: pictures to show for each head.
 
@@ -294,7 +294,7 @@ def write_report(
     device, precision = last.fit.device, last.fit.precision
     model = checkpoint.load(run) if model is None else model
     if data is None:
-        val = dataset(last.data.name, last.data.root, split="val")
+        val = dataset(last.data.name, last.data.root, split=last.data.val, inputs=last.data.inputs)
         data = View(val, evenly(len(val), last.fit.val_pictures))
     if each is None:
         each = score_each(model, data, device=device, precision=precision)
