@@ -533,6 +533,15 @@ def test_the_command_writes_what_it_prints(found: Any, tmp_path: Path, capfd: py
     assert (out / "masking.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("rate", ["nan", "inf", "0", "-1"])
+def test_a_rate_that_is_none_is_refused_before_anything_learns(
+    rate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trials, "train_classifier", lambda *_: pytest.fail("it learns"))
+    assert run("momentum", "--rate", rate, "--out", tmp_path) == 2
+    assert f"--rate: got {rate}; expected a rate above 0" in capfd.readouterr().err
+
+
 def test_wrong_options_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("strides", "--steps", 1, "--minutes", 1) == 2
     assert capfd.readouterr().err == ("fullyconv: error: --minutes and --steps: got both; a budget is one of them\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fullyconv.errors import ConfigError
 from fullyconv.events import Event
 from fullyconv.presets import fcn
@@ -57,7 +59,7 @@ def run(setup: Setup, *, rate: float | None = None, on_event: Tell = _quiet) -> 
         DatasetError, TrainingError: see `fullyconv.training.train`.
     """
     clock = Clock()
-    if rate is not None and rate <= 0:
+    if rate is not None and not 0 < rate < math.inf:
         raise ConfigError(f"--rate: got {rate:g}; expected a rate above 0", where="rate")
     chosen = rate_of(setup) if rate is None else rate
     coarse, weights = setup.strides(1)[0], setup.starting_weights(on_event)
