@@ -299,6 +299,16 @@ def test_a_trained_model_is_looked_at_where_it_lies(tmp_path: Path) -> None:
         study("contributions").run(Setup(data=str(_folder(tmp_path)), device="cpu"), model=folder)
 
 
+@pytest.mark.parametrize("name", ["contributions", "dense"])
+@pytest.mark.parametrize(
+    "option", ["--backbone", "--weights", "--input", "--minutes", "--steps", "--batch", "--crop", "--seed"]
+)
+def test_options_of_training_are_refused_beside_a_model(run: Run, tmp_path: Path, name: str, option: str) -> None:
+    code, _, err = run("study", name, "--model", tmp_path, option, "1")
+    assert code == 2
+    assert err == f"fullyconv: error: {option}: --model has learnt, and nothing is trained; drop one of the two\n"
+
+
 def test_skips_of_one_stride_are_told_apart_by_their_taps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = ("color", "hha")
     monkeypatch.setattr(Setup, "open", lambda _, split, inputs=inputs: open_relief("scenes", TWO, inputs=inputs))

@@ -510,7 +510,9 @@ class Stage(Config):
     @classmethod
     def _free(cls, name: str) -> str:
         if name.lower() in RUN_FILES:
-            raise ValueError(f"'{name}' is a file of the run folder, in which each stage has a folder; expected another")
+            raise ValueError(
+                f"'{name}' is a file of the run folder, in which each stage has a folder; expected another"
+            )
         return name
 
 

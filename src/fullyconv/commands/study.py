@@ -294,6 +294,7 @@ def dense(
     Deconvolution, filter rarefaction, and shift-and-stitch of one net: time, memory and scores, and whether the last
     two agree (CVPR, section 3.2). And dilation that has learnt, beside skips that have. --model must read one tap.
     """
+    _refuse_beside(context)
     own = {"model": model, "split": split, "pictures": pictures, "rounds": rounds}
     _train("dense", context.params, own)
 
@@ -352,7 +353,19 @@ def contributions(
     The share of labels that change when the scores of a skip are left out, and the mean IU that it gains: of all
     pixels, by distance from a label boundary, and by class.
     """
+    _refuse_beside(context)
     _train("contributions", context.params, {"model": model, "split": split})
+
+
+def _refuse_beside(context: typer.Context) -> None:
+    """Refuse options of training beside a --model, which has learnt."""
+    from fullyconv.errors import ConfigError
+
+    for option in ("backbone", "weights", "input", "minutes", "steps", "batch", "crop", "seed"):
+        if context.params["model"] is not None and is_given(context, option):
+            raise ConfigError(
+                f"--{option}: --model has learnt, and nothing is trained; drop one of the two", where=option
+            )
 
 
 def _train(name: str, options: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None:

@@ -253,9 +253,7 @@ def run(
     ]
     skips = names_of(found)
     columns = [
-        column
-        for skip in skips
-        for column in (Column(f"{skip}: changed"), Column(f"{skip}: IU gained", "points"))
+        column for skip in skips for column in (Column(f"{skip}: changed"), Column(f"{skip}: IU gained", "points"))
     ]
     # Each band is drawn at the middle of its octave, the first at 1 and the last where it begins.
     middles = [low * 1.5 if low else 1.0 for low in BANDS[:-1]] + [BANDS[-1] * 1.0]

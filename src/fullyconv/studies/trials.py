@@ -329,9 +329,7 @@ def ordering(rows: Sequence[Row], names: Sequence[str], at: int, why: str, *, pa
         'The papers have 32s < 16s; here 16s (58.0) is not above 32s (60.0): the budget is short.'
     """
     values = {row.name: row.values[at] for row in rows}
-    found = [
-        (name, value) for name in names if isinstance(value := values[name], int | float) and math.isfinite(value)
-    ]
+    found = [(name, value) for name in names if isinstance(value := values[name], int | float) and math.isfinite(value)]
     breaks = [
         f"{high} ({b:.1f}) is not above {low} ({a:.1f})"
         for (low, a), (high, b) in combinations(found, 2)
