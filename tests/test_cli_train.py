@@ -92,6 +92,12 @@ def test_train_refuses_what_cannot_be_in_one_line(
     assert err.splitlines()[-1].startswith("fullyconv: error: ")
 
 
+def test_help_says_what_no_check_does_not_save(run: Run) -> None:
+    code, out, _ = run("train", "--help")
+    assert code == 0
+    assert "pixels are counted all the same" in " ".join(out.split())
+
+
 def test_train_does_not_write_over_a_run(run: Run, data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{}")
     (tmp_path / "fcn8s" / "last").mkdir(parents=True)

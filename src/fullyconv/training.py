@@ -61,7 +61,8 @@ def train(
         out: the run folder (`fullyconv.runs`).
         resume: go on with the run in ``out``, if there is one; a run that is done is not trained again.
         on_event: called with every event (`fullyconv.events`), after it is in the log.
-        check: look through all the data first, and refuse it where it cannot be learnt from.
+        check: look through all the data first, and refuse it where it cannot be learnt from; where not, class weights
+            still count the labels of train.
         backbone: used in place of the one that the recipe names.
         open_data: opens a split, as `fullyconv.datasets.dataset` does; another may change its pictures.
 

@@ -109,7 +109,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out where it was interrupted.")
     ] = False,
-    no_check: Annotated[bool, typer.Option("--no-check", help="Do not look at every label file first.")] = False,
+    no_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-check",
+            help="Do not look at every label file first. Their pixels are counted all the same for --class-weights "
+            "median, the default.",
+        ),
+    ] = False,
 ) -> None:
     """Train a network on a folder of labelled pictures.
 
