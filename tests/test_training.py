@@ -14,15 +14,17 @@ from PIL import Image
 from small_fits import SCENES, net, of, recipe, settings
 
 from fullyconv import checkpoint, datasets, training
+from fullyconv.backbones import BACKBONES
 from fullyconv.building import build
-from fullyconv.config import Classes, DataConfig, Recipe, Stage
+from fullyconv.config import INPUTS, Classes, DataConfig, Recipe, Stage
 from fullyconv.datasets import Sample, dataset
 from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import CheckpointError, ConfigError, DatasetError
-from fullyconv.events import Alarm, Evaluated, Event, Said
+from fullyconv.events import Alarm, Evaluated, Event, Said, Step
 from fullyconv.presets import fcn
 from fullyconv.sampling import View
 from fullyconv.training import train
+from fullyconv.weights import write_weights
 
 
 def test_a_label_outside_the_table_names_the_file_before_training_and_during_it(tmp_path: Path) -> None:
@@ -128,6 +130,33 @@ def test_a_start_that_failed_before_learning_leaves_no_run_in_the_way(tmp_path: 
         train(recipe(model=missing, fit=settings(steps=1)), out=tmp_path / "run")
     train(recipe(fit=settings(steps=1)), out=tmp_path / "run")
     assert Recipe.read(tmp_path / "run" / "recipe.json").stages[0].model.weights is None
+
+
+def classifier_of_caffe(path: Path) -> Path:
+    """Weights of a TinyVGG whose file says that they are for BGR minus a mean."""
+    torch.manual_seed(1)
+    write_weights(path, BACKBONES["tinyvgg"].classifier().state_dict(), {"converted_from": '{"input": "caffe"}'})
+    return path
+
+
+def test_a_run_goes_on_where_the_classifiers_weights_are_gone(tmp_path: Path) -> None:
+    weights = classifier_of_caffe(tmp_path / "w.safetensors")
+    config = fcn(4, "tinyvgg", classes=11, weights=str(weights), context=0)
+    (one,) = recipe(model=config).stages
+    both = Recipe(stages=(one, one.model_copy(update={"name": "two"})))
+    whole = train(both, out=tmp_path / "whole").state_dict()
+
+    def breaks(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(both, out=tmp_path / "torn", on_event=breaks)
+    weights.unlink()
+    torn = train(tmp_path / "torn" / "recipe.json", out=tmp_path / "torn", resume=True).state_dict()
+    assert [name for name in whole if not torch.equal(whole[name], torn[name])] == []
+    for folder in (tmp_path / "torn" / "8s" / "last", tmp_path / "torn"):
+        assert checkpoint.load(folder).config.input == INPUTS["caffe"]
 
 
 def test_a_run_folder_holds_all_and_repeats_from_its_recipe(tmp_path: Path) -> None:

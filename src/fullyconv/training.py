@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from fullyconv import checkpoint
+from fullyconv.backbones import BACKBONES
 from fullyconv.building import build
 from fullyconv.checking import CheckReport, Counts, across, overlap
 from fullyconv.checking import check as check_data
-from fullyconv.config import ModelConfig, Recipe, Stage
+from fullyconv.config import INPUTS, ModelConfig, Recipe, Stage, StreamConfig
 from fullyconv.datasets import SegmentationDataset, dataset
 from fullyconv.devices import pick_device
 from fullyconv.errors import ConfigError, DatasetError, FullyConvError
@@ -36,6 +37,7 @@ from fullyconv.report import score_each, write_report
 from fullyconv.runs import Run, command
 from fullyconv.sampling import INITIAL, View, evenly, mix
 from fullyconv.transplant import transplant
+from fullyconv.weights import input_of
 
 __all__ = ["fit", "train"]
 
@@ -80,7 +82,7 @@ def train(
     folder = Path(out)
     opened = _open(recipe, open_data)
     _refuse_overlap(opened)
-    recipe = _resolved(recipe, [train_data for train_data, _ in opened])
+    recipe = _resolved(recipe, [train_data for train_data, _ in opened], own=backbone is not None)
     for number, (stage, (train_data, _)) in enumerate(zip(recipe.stages, opened, strict=True)):
         heads = {name: head.classes for name, head in stage.model.heads.items()}
         check_heads(heads, train_data.classes, where=f"stages.{number}.model.heads")
@@ -102,7 +104,8 @@ def train(
         if not (place / "results.json").exists():
             if run is not None:
                 run.rewind(stage.name)
-            model = _start(stage, train_data, done, backbone, tell)
+            resumed = resume and (place / "resume").exists()
+            model = _start(stage, train_data, done, backbone, tell, resumed=resumed)
             gc.collect()
             provenance = {
                 "recipe": recipe.name,
@@ -198,20 +201,31 @@ def _open(
     return [(opened[train], opened[val]) for train, val in wanted]
 
 
-def _resolved(recipe: Recipe, train_data: Sequence[SegmentationDataset]) -> Recipe:
-    """The recipe with nothing left open that depends on the data or on the folder it was started in."""
+def _resolved(recipe: Recipe, train_data: Sequence[SegmentationDataset], *, own: bool) -> Recipe:
+    """The recipe with nothing left open that depends on the data, on weights or on the folder it was started in."""
     stages = []
     for stage, pictures in zip(recipe.stages, train_data, strict=True):
         crop = resolve_crop(stage.data, pictures)
         data = stage.data.model_copy(update={"crop": crop, "root": _absolute(stage.data.root)})
+        named = not own and stage.model.backbone in BACKBONES
         streams = {
-            name: stream.model_copy(update={"weights": stream.weights and _absolute(stream.weights)})
-            for name, stream in stage.model.streams.items()
+            name: stream.model_copy(update=_weights(stream, told=named)) for name, stream in stage.model.streams.items()
         }
-        weights = stage.model.weights and _absolute(stage.model.weights)
-        model = stage.model.model_copy(update={"weights": weights, "streams": streams})
+        update = _weights(stage.model, told=named and not streams)
+        model = stage.model.model_copy(update={**update, "streams": streams})
         stages.append(stage.model_copy(update={"data": data, "model": model}))
     return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _weights(part: ModelConfig | StreamConfig, *, told: bool) -> dict[str, Any]:
+    """Settings of the weights: where they are, and the preprocessing that their file tells of, where none is set.
+
+    A stage that does not load them, since it starts from another or is resumed, could not ask the file.
+    """
+    weights, input = part.weights and _absolute(part.weights), part.input
+    if told and input is None and weights not in (None, "default") and (name := input_of(weights)):
+        input = lookup("input", name, INPUTS)
+    return {"weights": weights, "input": input}
 
 
 def _absolute(path: str) -> str:
@@ -295,8 +309,13 @@ def _start(
     done: Mapping[str, Path],
     backbone: nn.Module | None,
     tell: Callable[[Event], None],
+    *,
+    resumed: bool,
 ) -> FCN:
-    """The model that a stage starts from: with the weights of stages that are done, or the classifier's."""
+    """The model that a stage starts from: with the weights of stages that are done, or the classifier's.
+
+    Where it is resumed, the resume point holds every tensor, and the classifier's file may be gone.
+    """
     if isinstance(stage.start, dict):
         origins = [(done[name], _into(stream), f"{name} as {stream}") for stream, name in stage.start.items()]
     elif stage.start == "previous" and done:
@@ -306,7 +325,7 @@ def _start(
         origins = []
     with torch.random.fork_rng([]):
         torch.manual_seed(mix(stage.fit.seed, INITIAL))
-        model = build(stage.model, weights=not origins, backbone=backbone, classes=train_data.classes)
+        model = build(stage.model, weights=not (origins or resumed), backbone=backbone, classes=train_data.classes)
     missing = set(model.state_dict())
     for path, rename, said in origins:
         moved = transplant(checkpoint.load(path, backbone=backbone).state_dict(), model, rename=rename)
