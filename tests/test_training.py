@@ -125,11 +125,26 @@ def test_a_run_replaces_no_model_and_no_results_of_others(tmp_path: Path, name: 
 
 
 def test_a_start_that_failed_before_learning_leaves_no_run_in_the_way(tmp_path: Path) -> None:
-    missing = fcn(4, "tinyvgg", classes=11, weights=str(tmp_path / "none.pth"), context=0)
-    with pytest.raises(CheckpointError, match="no such file"):
-        train(recipe(model=missing, fit=settings(steps=1)), out=tmp_path / "run")
+    (tmp_path / "torn.pth").write_bytes(b"torn")
+    torn = fcn(4, "tinyvgg", classes=11, weights=str(tmp_path / "torn.pth"), context=0)
+    with pytest.raises(CheckpointError, match="not a file of PyTorch weights"):
+        train(recipe(model=torn, fit=settings(steps=1)), out=tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.json").exists()
     train(recipe(fit=settings(steps=1)), out=tmp_path / "run")
     assert Recipe.read(tmp_path / "run" / "recipe.json").stages[0].model.weights is None
+
+
+def test_weights_that_are_not_there_are_missed_before_the_data_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "check_data", lambda _: pytest.fail("the data is looked at"))
+    missing = fcn(4, "tinyvgg", classes=11, weights=str(tmp_path / "none.pth"), context=0)
+    (one,), (bad,) = recipe().stages, recipe(name="two", model=missing).stages
+    for stages in ([bad], [one, bad.model_copy(update={"start": "classifier"})]):
+        with pytest.raises(CheckpointError, match=r"none\.pth: no such file; expected weights"):
+            train(Recipe(stages=tuple(stages)), out=tmp_path / "run", resume=True)
+    with pytest.raises(pytest.fail.Exception, match="looked at"):  # what starts from a stage does not read them
+        train(Recipe(stages=(one, bad)), out=tmp_path / "run")
 
 
 def classifier_of_caffe(path: Path) -> Path:

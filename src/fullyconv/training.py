@@ -37,7 +37,7 @@ from fullyconv.report import score_each, write_report
 from fullyconv.runs import Run, command
 from fullyconv.sampling import INITIAL, View, evenly, mix
 from fullyconv.transplant import transplant
-from fullyconv.weights import input_of
+from fullyconv.weights import input_of, refuse_missing
 
 __all__ = ["fit", "train"]
 
@@ -83,6 +83,8 @@ def train(
     opened = _open(recipe, open_data)
     _refuse_overlap(opened)
     recipe = _resolved(recipe, [train_data for train_data, _ in opened], own=backbone is not None)
+    if backbone is None:
+        _refuse_missing(recipe, folder, resume=resume)
     for number, (stage, (train_data, _)) in enumerate(zip(recipe.stages, opened, strict=True)):
         heads = {name: head.classes for name, head in stage.model.heads.items()}
         check_heads(heads, train_data.classes, where=f"stages.{number}.model.heads")
@@ -226,6 +228,21 @@ def _weights(part: ModelConfig | StreamConfig, *, told: bool) -> dict[str, Any]:
     if told and input is None and weights not in (None, "default") and (name := input_of(weights)):
         input = lookup("input", name, INPUTS)
     return {"weights": weights, "input": input}
+
+
+def _refuse_missing(recipe: Recipe, folder: Path, *, resume: bool) -> None:
+    """Refuse weights that are not there, of stages that start from them, before all the data is looked at.
+
+    Raises:
+        CheckpointError: no such file.
+    """
+    for number, stage in enumerate(recipe.stages):
+        begun = any((folder / stage.name / name).exists() for name in ("resume", ".resume.previous", "results.json"))
+        if (resume and begun) or not (number == 0 or stage.start == "classifier"):
+            continue
+        for part in stage.model.streams.values() or [stage.model]:
+            if part.weights not in (None, "default"):
+                refuse_missing(part.weights)
 
 
 def _absolute(path: str) -> str:

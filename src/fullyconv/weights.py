@@ -46,9 +46,7 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
             read with ``weights_only=True``, so that it cannot run code).
     """
     path = Path(path)
-    if not path.is_file():
-        found = "not a regular file" if path.exists() else "no such file"
-        raise CheckpointError(f"{path}: {found}; expected weights (.safetensors, .pth or .caffemodel)")
+    refuse_missing(path)
     if path.suffix == ".caffemodel":
         return _renamed(read_caffemodel(path))
     if path.suffix == ".safetensors":
@@ -77,6 +75,18 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointError(f"{path}: holds {type(data).__name__} without tensors; expected a state dict")
     return _plain(path, {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()})
+
+
+def refuse_missing(path: str | PathLike[str]) -> None:
+    """Refuse a file of weights that is none.
+
+    Raises:
+        CheckpointError: no such file, or a folder or the like.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "not a regular file" if path.exists() else "no such file"
+        raise CheckpointError(f"{path}: {found}; expected weights (.safetensors, .pth or .caffemodel)")
 
 
 def read_caffemodel(path: str | PathLike[str]) -> dict[str, Tensor]:
