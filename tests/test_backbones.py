@@ -15,6 +15,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from rarefiable import Do
 from torch import Tensor, nn
 
 from fullyconv import backbones
@@ -57,6 +58,8 @@ def test_taps_are_as_large_as_they_say(name: str) -> None:
         for tap_name, tap in made.taps.items():
             cells = (height / tap.grid.stride + tap.surplus, width / tap.grid.stride + tap.surplus)
             assert tuple(maps[tap_name].shape) == (1, tap.channels, *cells)
+    # Published scores are of frames up to multiples of the coarsest stride: no net of the table is coarser inside.
+    assert [tap.alignment for tap in made.taps.values()] == strides
 
 
 @pytest.mark.parametrize("name", ["alexnet", "googlenet", "squeezenet1_0", "squeezenet1_1", "resnet18", "vgg16"])
@@ -304,6 +307,13 @@ def test_a_net_that_returns_no_tensor_is_refused_in_one_line(what: Callable[[Ten
     with pytest.raises(SurgeryError, match=r"^Returns returns no maps: there is no tensor in what it makes") as caught:
         backbone(Returns(what), image_size=32)
     assert "\n" not in str(caught.value)
+
+
+def test_a_net_that_refines_by_a_fixed_factor_is_taken_at_the_sizes_that_it_takes() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 4, 4), nn.Upsample(scale_factor=4))
+    made = backbone(Do(lambda x, f, g, h: f(x) + h(g(f(x))), *net))
+    assert (made.taps["stride4"].grid.stride, made.taps["stride4"].alignment) == (4, 16)
+    assert (made.taps["stride4"].surplus, made.minimum) == (0, 16)
 
 
 def test_a_net_of_one_map_is_taken_as_it_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_unknown_formats_are_refused(tmp_path: Path, name: str, format: str | No
         export(lively("tinyvgg"), tmp_path / name, format=format)
 
 
-@pytest.fixture(scope="module", params=["same", "pad100", "caffe", "half", "double"])
+@pytest.fixture(scope="module", params=["same", "pad100", "caffe", "half", "double", "inside"])
 def around(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FCN, TrunkInfo]:
     if request.param in ("same", "pad100"):
         model = NETS[request.param]()
@@ -80,7 +81,9 @@ def around(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         model = fullyconv.build(fullyconv.presets.fcn8s("caffenet", 3, weights=None))
     else:
         body = fullyconv.backbones.backbone("tinyvgg")
-        head = HeadConfig(classes=3, skips=(SkipConfig(tap="stride16"),), resolution=request.param)
+        body.taps["stride16"] = replace(body.taps["stride16"], inside=48 if request.param == "inside" else 1)
+        resolution = "equal" if request.param == "inside" else request.param
+        head = HeadConfig(classes=3, skips=(SkipConfig(tap="stride16"),), resolution=resolution)
         model = FCN(body, {"out": head})
     path = tmp_path_factory.mktemp("info") / "trunk.json"
     path.write_text(json.dumps(trunk_info(model).json()))
@@ -96,6 +99,17 @@ def test_numpy_prepares_a_picture_bit_by_bit_as_the_model_does(
     pixels = picture(height, width)
     want = model.preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None]).numpy()
     np.testing.assert_array_equal(info.prepare(pixels), want, strict=True)
+
+
+@pytest.mark.parametrize("geometry", ["same", "pad100"])
+def test_a_file_without_multiples_is_of_a_net_whose_coarsest_stride_is_all_that_counts(
+    tmp_path: Path, geometry: str
+) -> None:
+    info = trunk_info(NETS[geometry]())
+    data = info.json()
+    del data["framing"]["multiple"]
+    (tmp_path / "trunk.json").write_text(json.dumps(data))
+    assert TrunkInfo.read(tmp_path / "trunk.json") == info
 
 
 @settings(max_examples=25, deadline=None)

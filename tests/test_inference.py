@@ -12,18 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fullyconv import images, inference
-from fullyconv.backbones import Backbone, Tap
+from fullyconv.backbones import Backbone, Tap, backbone
 from fullyconv.building import build
 from fullyconv.config import INPUTS, HeadConfig, ModelConfig, SkipConfig
 from fullyconv.errors import ConfigError, ImageError
 from fullyconv.geometry import Grid
 from fullyconv.inference import Predictor, tiled, whole
 from fullyconv.model import FCN
+from fullyconv.tiling import plan
 
 # --- nets -------------------------------------------------------------------------------------------------------------
 
@@ -185,6 +187,111 @@ def test_tiles_equal_the_whole_picture_where_a_net_does_not_pad_and_its_skips_be
 def test_tiles_equal_the_whole_picture_on_real_backbones(backbone: str, taps: tuple[str, ...]) -> None:
     model = excited(fcn(backbone, *taps))
     assert difference(model, picture(120, 171), 32) <= 1e-12
+
+
+class Hourglass(nn.Module):
+    """A map of stride 4, alone or with coarser ones, that is made of one of stride 16, as in U-Nets and FPNs."""
+
+    def __init__(self, mode: str, kind: str) -> None:
+        super().__init__()
+        self.mode, self.kind = mode, kind
+        self.a = nn.Conv2d(3, 8, 3, 4, 1)
+        self.b, self.c = (nn.Conv2d(8, 8, 3, 2, 1) for _ in range(2))
+
+    def up(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        factor = {"size": fine.shape[-2:]} if self.kind == "size" else {"scale_factor": 4 if self.mode == "one" else 2}
+        return F.interpolate(coarse, **factor, mode="bilinear" if self.kind == "bilinear" else "nearest")
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        a = self.a(x).relu()
+        b = self.b(a).relu()
+        c = self.c(b).relu()
+        if self.mode == "one":
+            return a + self.up(c, a)
+        middle = b + self.up(c, b)
+        return a + self.up(middle, a), middle, c
+
+
+class Apart(nn.Module):
+    """Maps whose strides do not divide each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 5, 4, 2), nn.Conv2d(3, 6, 6, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x).relu(), self.b(x).relu()
+
+
+def reading(net: nn.Module, *taps: str, **options: int) -> FCN:
+    skips = tuple(SkipConfig(tap=tap, init="gaussian") for tap in taps)
+    return excited(FCN(backbone(net, **options), {"out": HeadConfig(classes=3, skips=skips)}))
+
+
+@pytest.mark.parametrize("size", [(160, 160), (97, 131), (22, 5)])
+@pytest.mark.parametrize("kind", ["size", "nearest", "bilinear"])
+@pytest.mark.parametrize(
+    ("mode", "taps"),
+    [
+        ("one", ("stride4",)),
+        ("many", ("stride4",)),
+        ("many", ("stride8", "stride4")),
+        ("many", ("stride16", "stride4")),
+    ],
+)
+def test_tiles_equal_the_whole_picture_where_a_net_is_coarser_inside_than_what_is_read(
+    mode: str, taps: tuple[str, ...], kind: str, size: tuple[int, int]
+) -> None:
+    model = reading(Hourglass(mode, kind), *taps)
+    assert difference(model, picture(*size), 36) <= 1e-12
+    assert (model.stride, model.alignment) == (int(taps[0].removeprefix("stride")), 16)
+
+
+def test_a_map_that_is_not_read_needs_whole_cells_too_where_it_is_joined_with_coarser_ones() -> None:
+    class Decoder(Hourglass):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return super().forward(x)[0], self.b(self.a(x))
+
+    model = reading(Decoder("many", "nearest"), "stride8")
+    assert difference(model, picture(40, 87), 8) <= 1e-12
+    assert (model.stride, model.alignment) == (8, 16)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (100, 70)])
+def test_tiles_equal_the_whole_picture_where_strides_do_not_divide_each_other(size: tuple[int, int]) -> None:
+    model = reading(Apart(), "stride6", "stride4")
+    assert difference(model, picture(*size), 18) <= 1e-12
+    assert (model.stride, model.alignment) == (6, 12)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_tiles_equal_the_whole_picture_where_a_classifier_is_coarser_inside_than_its_last_map(factor: int) -> None:
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 5, factor, 2)
+            self.score = nn.Linear(12 * 8 * 8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x).relu()
+            return self.score(torch.cat([a, F.interpolate(self.b(a), scale_factor=factor)], 1).flatten(1))
+
+    model = reading(Classifier(), "stride2", image_size=16)
+    for size in ((22, 22), (70, 61)):
+        assert difference(model, picture(*size), 10) <= 1e-12
+    assert (model.stride, model.alignment) == (2, 2 * factor)
+
+
+def test_windows_of_every_net_begin_and_end_on_whole_cells(net: FCN) -> None:
+    for model in (net, reading(Hourglass("one", "nearest"), "stride4")):
+        lengths = []
+        for axis in plan(model, (2000, 1701), tile=(100, 130)):
+            assert len(axis) > 3
+            for window in axis:
+                assert window.start % model.alignment == 0
+                assert window.core % model.alignment == 0
+            lengths += [window.length for window in axis if window.end is not None]
+        assert {length % model.alignment for length in lengths} == {0}
 
 
 def test_tiles_with_less_than_their_halo_do_not_equal_the_whole(net: FCN, monkeypatch: pytest.MonkeyPatch) -> None:

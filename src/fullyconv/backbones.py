@@ -48,15 +48,29 @@ class Tap:
     Attributes:
         channels: of the map.
         grid: where its cells lie on the picture that goes in.
-        surplus: cells beyond size / stride, at sizes that are multiples of the coarsest stride; negative for nets that
-            do not pad.
+        surplus: cells beyond size / stride, at sizes that are multiples of the alignment; negative for nets that do not
+            pad.
         spread: pixels by which maps that the net adds up lie off that grid, see `fullyconv.locate.Place`.
+        inside: pixels of which the strides of all maps that it is made of are divisors.
     """
 
     channels: int
     grid: Grid
     surplus: int = 0
     spread: Fraction = Fraction(0)
+    inside: int = 1
+
+    @property
+    def alignment(self) -> int:
+        """Pixels of which sizes and cuts of a picture are to be multiples, so that no map inside has part of a cell.
+
+        Example:
+            An hourglass: a map of stride 4, to which one of stride 16 was added.
+
+            >>> Tap(8, Grid().conv(4, stride=4), inside=16).alignment
+            16
+        """
+        return math.lcm(self.inside, self.grid.stride.numerator)
 
 
 class Backbone(nn.Module):
@@ -415,8 +429,8 @@ def _from_classifier(
         for module in dense.modules():
             if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
                 module.ceil_mode = True  # Caffe knows no other
-    # A multiple of the coarsest stride, so that the number of cells tells how many the borders cost.
-    size = -(-image_size // surgery.stride) * surgery.stride
+    # A multiple of all strides, so that the number of cells tells how many the borders cost.
+    size = -(-image_size // surgery.alignment) * surgery.alignment
     located = locate(dense, channels=channels, size=(size, size))
     if names:
         taps = {name: _node_of(dense, path) for name, path in names.items()}
@@ -480,7 +494,7 @@ def _measure(name: str, located: Located, size: int) -> Tap:
         grid = place.grid
     except AlignmentError as error:
         raise SurgeryError(f"the map '{name}': {error}", path=name) from None
-    return Tap(located.shape[1], grid, located.shape[2] - int(size / grid.stride), place.spread)
+    return Tap(located.shape[1], grid, located.shape[2] - int(size / grid.stride), place.spread, place.alignment)
 
 
 def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int, channels: int = CHANNELS) -> Backbone:
@@ -492,29 +506,29 @@ def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int, c
             "lists or dictionaries of them"
         )
     try:
-        strides = [_measure(f"output {i}", out, image_size).grid.stride for i, out in enumerate(outputs)]
+        measured = [_measure(f"output {i}", out, image_size) for i, out in enumerate(outputs)]
     except SurgeryError as error:
         raise SurgeryError(f"{name}: {error}", path=error.path) from None
-    coarsest = math.ceil(max(strides))
-    # A multiple of the coarsest stride, so that the number of cells tells how many the borders cost.
-    size = -(-image_size // coarsest) * coarsest
+    alignment = math.lcm(*(tap.alignment for tap in measured))
+    # A multiple of all strides, so that the number of cells tells how many the borders cost.
+    size = -(-image_size // alignment) * alignment
     outputs = locate_outputs(net, channels=channels, size=(size, size))
-    plain = [f"stride{float(stride):g}" for stride in strides]
+    plain = [f"stride{float(tap.grid.stride):g}" for tap in measured]
     # Of several maps of one stride the last, which is the deepest, has the plain name.
     names = [f"{label}_{i}" if label in plain[i + 1 :] else label for i, label in enumerate(plain)]
     taps = {label: _measure(label, out, size) for label, out in zip(names, outputs, strict=True)}
-    if not _runs(net, channels, size + coarsest):
+    if not _runs(net, channels, size + alignment):
         raise SurgeryError(
             f"{name}: it runs on pictures of {size}x{size} but not on larger ones, as nets with attention over a fixed "
             "number of positions; expected a net for any size"
         )
-    return Backbone(_Maps(net), taps, input=input, minimum=_smallest(net, channels, taps))
+    return Backbone(_Maps(net), taps, input=input, minimum=_smallest(net, channels, alignment))
 
 
-def _smallest(net: nn.Module, channels: int, taps: Mapping[str, Tap]) -> int:
-    """The smallest multiple of the coarsest stride at which a net runs, found by trying (nothing is computed)."""
-    stride = math.ceil(max(tap.grid.stride for tap in taps.values()))
-    return next((side for side in range(stride, 8 * stride, stride) if _runs(net, channels, side)), 8 * stride)
+def _smallest(net: nn.Module, channels: int, alignment: int) -> int:
+    """The smallest multiple of the alignment at which a net runs, found by trying (nothing is computed)."""
+    sides = range(alignment, 8 * alignment, alignment)
+    return next((side for side in sides if _runs(net, channels, side)), 8 * alignment)
 
 
 def _runs(net: nn.Module, channels: int, side: int) -> bool:

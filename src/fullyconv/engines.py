@@ -56,13 +56,15 @@ class Framing:
 
     Attributes:
         front: pixels before the first row and column.
-        fixed: as many behind the last ones; else up to whole strides.
+        fixed: as many behind the last ones; else as far as cells reach.
+        multiple: pixels of which each side is a multiple.
         minimum: pixels along a side that the trunk needs.
         stride, offset, surplus: of the coarsest map, in pixels of the framed picture.
     """
 
     front: int
     fixed: bool
+    multiple: int
     minimum: int
     stride: int
     offset: Fraction
@@ -71,11 +73,11 @@ class Framing:
     def end(self, pixels: int) -> int:
         """Pixels added behind so many."""
         if self.fixed:
-            return max(self.front, self.minimum - self.front - pixels)
-        cells = max(1, math.floor((pixels - 1 - self.offset) / self.stride) + 1)
-        needed = max(self.front + pixels, self.minimum)
-        blocks = max(cells - self.surplus, -(-needed // self.stride))
-        return blocks * self.stride - self.front - pixels
+            reached = 2 * self.front + pixels
+        else:
+            cells = max(1, math.floor((pixels - 1 - self.offset) / self.stride) + 1)
+            reached = max(self.front + pixels, (cells - self.surplus) * self.stride)
+        return -(-max(reached, self.minimum) // self.multiple) * self.multiple - self.front - pixels
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,10 @@ class TrunkInfo:
                 )
                 for name, head in data["heads"].items()
             }
-            framing = Framing(**data["framing"] | {"offset": _fraction(data["framing"]["offset"])})
+            framed = data["framing"]
+            # Files from before there was this field are of nets whose coarsest stride is all that counts.
+            multiple = framed.get("multiple", 1 if framed["fixed"] else framed["stride"])
+            framing = Framing(**framed | {"offset": _fraction(framed["offset"]), "multiple": multiple})
             numbers = {name: tuple(data[name]) for name in ("order", "mean", "std")}
             return cls(data["model"], **numbers, framing=framing, heads=heads)
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:

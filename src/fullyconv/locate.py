@@ -34,12 +34,16 @@ class Place:
     Many nets add maps whose cells lie a part of a cell apart: a shortcut that averages 2x2 cells beside a convolution
     of stride 2, say, or a coarser map repeated beside a finer one. The sum is then placed where its most local part
     lies, the one with the smallest field, and ``spread`` says how many pixels others lie off.
+
+    A map may be made of coarser ones, as in an hourglass. Its cells are the same wherever a picture is cut only if the
+    cuts lie between whole cells of all of them: on multiples of ``alignment`` pixels, a multiple of their strides.
     """
 
     down: Grid
     across: Grid
     axes: tuple[int, int] = (-2, -1)
     spread: Fraction = Fraction(0)
+    alignment: int = 1
 
     def join(self, *others: Place) -> Place:
         """The place of a sum or a concatenation.
@@ -52,6 +56,11 @@ class Place:
         return replace(
             self, down=down, across=across, spread=max(off_down, off_across, *(p.spread for p in (self, *others)))
         )
+
+    def made_of(self, *sources: Where) -> Place:
+        """The same, aligned with all that it was made of."""
+        strides = (self.down.stride.numerator, self.across.stride.numerator)
+        return replace(self, alignment=math.lcm(*strides, *(source.alignment for source in sources)))
 
     def move(self, down: Grid, across: Grid) -> Place:
         return replace(self, down=down, across=across)
@@ -90,6 +99,11 @@ class Lost:
     """A tensor that comes from the picture, but whose entries lie nowhere in particular on it."""
 
     reason: str
+    alignment: int = 1
+
+    def made_of(self, *sources: Where) -> Lost:
+        """The same, aligned with all that it was made of: a map may be joined with it, and find its place again."""
+        return replace(self, alignment=math.lcm(*(source.alignment for source in sources)))
 
 
 WHOLE_PICTURE = "a mean or maximum over the whole picture"
@@ -131,9 +145,10 @@ class Locating(TorchDispatchMode):
                 if not isinstance(out, Tensor):
                     continue
                 if rule is not None:
-                    self.put(out, rule(self, places, args, kwargs, out))
+                    where = rule(self, places, args, kwargs, out)
                 else:
-                    self.put(out, _lost(places) or Lost(f"{func.overloadpacket} mixes or moves positions"))
+                    where = _lost(places) or Lost(f"{func.overloadpacket} mixes or moves positions")
+                self.put(out, where.made_of(*places))
         return result
 
 

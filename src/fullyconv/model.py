@@ -264,6 +264,8 @@ class FCN(nn.Module):
         backbone, heads: its two parts.
         channels: C.
         stride: of the coarsest map that is read, in pixels.
+        alignment: pixels of which sizes and first pixels of windows are multiples: the stride mostly, more where maps
+            inside are coarser than those that are read (hourglasses), or strides do not divide each other.
         field: pixels along one axis that one cell of the score map depends on; ``math.inf`` where it is all.
         interpolate: as it was given; such a net gives other scores where a picture is cut.
         config: what it was built from, for saving.
@@ -290,6 +292,12 @@ class FCN(nn.Module):
             )
         self.stride = int(coarse.grid.stride)
         self._coarse = coarse
+        # Maps that are not read are computed, too; what they join must have whole cells.
+        joined = [tap for tap in backbone.taps.values() if tap.alignment != tap.grid.stride]
+        self.alignment = math.lcm(*(tap.alignment for tap in (*read, *joined)))
+        self._fixed = backbone.border is not None or interpolate
+        # A frame that depends on nothing leaves whatever size there is, if the net takes it.
+        self._multiple = 1 if interpolate or (self._fixed and not joined) else self.alignment
         if backbone.border is not None:
             self._front = backbone.border
         elif interpolate:
@@ -320,19 +328,19 @@ class FCN(nn.Module):
     def frame(self, height: int, width: int) -> Frame:
         """What is added around a picture of this size.
 
-        Up to whole strides at which cells reach its borders; or, in the authors' geometry, the same on all sides.
+        Up to multiples of the alignment at which cells reach its borders; or, in the authors' geometry, the same on all
+        sides.
         """
         right, bottom = (self._end(n) for n in (width, height))
         return Frame(self._front, self._front, right, bottom)
 
     def _end(self, pixels: int) -> int:
-        least = max(0, self.backbone.minimum - self._front - pixels)
-        if self.backbone.border is not None or self.interpolate:
-            return max(self._front, least)
-        cells = self._coarse.grid.shift(self._front).cells_up_to(pixels - 1)
-        needed = max(self._front + pixels, self.backbone.minimum)
-        blocks = max(cells - self._coarse.surplus, -(-needed // self.stride))
-        return blocks * self.stride - self._front - pixels
+        if self._fixed:
+            reached = 2 * self._front + pixels
+        else:
+            cells = self._coarse.grid.shift(self._front).cells_up_to(pixels - 1)
+            reached = max(self._front + pixels, (cells - self._coarse.surplus) * self.stride)
+        return -(-max(reached, self.backbone.minimum) // self._multiple) * self._multiple - self._front - pixels
 
     def preprocess(self, image: Tensor) -> Tensor:
         """(B, C, H, W) in 0..255 -> normalised and framed, float."""
@@ -341,7 +349,7 @@ class FCN(nn.Module):
         return F.pad(normalised, (frame.left, frame.right, frame.top, frame.bottom))
 
     def scores_of(self, framed: Tensor) -> dict[str, Tensor]:
-        """Score maps of a normalised picture, or of a window of one that starts at a multiple of `stride`."""
+        """Score maps of a normalised picture, or of a window of one that starts at a multiple of `alignment`."""
         maps = self.backbone(framed)
         return {name: head.score_map(maps) for name, head in self._heads.items()}
 

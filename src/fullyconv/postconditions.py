@@ -58,7 +58,7 @@ def verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
     training = [m for m in net.modules() if m.training]
     net.eval()
     dense.eval()
-    larger = plan.image_size + 2 * plan.stride
+    larger = plan.image_size + 2 * plan.alignment
     try:
         with torch.no_grad():
             want = _first(net(pictures))

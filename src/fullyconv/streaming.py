@@ -197,34 +197,34 @@ def choose_tile(model: FCN, memory: int, size: Size) -> Size:
         size: of the picture, (height, width).
 
     Returns:
-        (height, width) in pixels, multiples of the model's stride.
+        (height, width) in pixels, multiples of the model's alignment.
 
     Raises:
         ConfigError: not even the smallest tile fits.
     """
     height, width = size
-    stride = model.stride
+    step = model.alignment
     per_pixel = cost(model)[0] + 4 * model.channels
     # Held and read ahead, and where there are no data; labels; score maps, and what is copied of them.
     per_row = width * (8 + sum(3 + 8 * h.classes / float(h.grid.stride) ** 2 for h in heads_of(model).values()))
     halo = _halo(model)
     best: tuple[float, Size] | None = None
-    for columns in range(1, -(-width // stride) + 1):
-        across = -(-width // (columns * stride)) * stride
+    for columns in range(1, -(-width // step) + 1):
+        across = -(-width // (columns * step)) * step
         window = min(across + halo(across), width + halo(0))
         most = int(memory / (window * per_pixel + per_row))
-        down = (most - halo(0) if halo(0) else most * 4 // 5) // stride * stride
-        if down < stride:
+        down = (most - halo(0) if halo(0) else most * 4 // 5) // step * step
+        if down < step:
             continue
         rows = -(-height // down)
-        down = -(-height // (rows * stride)) * stride
+        down = -(-height // (rows * step)) * step
         seen = columns * window * rows * (down + halo(down))
         if best is None or seen < best[0]:
             best = (seen, (down, across))
     if best is None:
         raise ConfigError(
             f"memory: {memory / 2**20:.0f} MiB are not enough for tiles of a picture {width} pixels wide, with "
-            f"{halo(stride)} pixels that lie around them; expected more free memory",
+            f"{halo(step)} pixels that lie around them; expected more free memory",
             where="memory",
         )
     return best[1]
@@ -234,7 +234,7 @@ def _halo(model: FCN) -> Callable[[int], int]:
     """How many pixels a window has more than its core of so many, along one axis."""
     if why_whole(model):
         return lambda tile: overlap(model, tile) if tile else 0
-    tile = 64 * model.stride
+    tile = 64 * model.alignment
     _, columns = plan(model, (1, 1 << 20), tile=(tile, tile))
     around = columns[len(columns) // 2].length - (columns[1].core - columns[0].core)
     return lambda _: around

@@ -49,6 +49,8 @@ class Plan:
         features: name of the node that is the last map before the pool or the flatten.
         scores: name of the node that reads the last layer's input: what a new score layer reads.
         stride: of the scores, in pixels.
+        alignment: of which the sides of pictures are multiples where the net is to run, in pixels: more than the stride
+            if maps inside are coarser than the last.
         exact: whether the mean of the dense scores equals the classifier's, for a dropped pool; always true for "keep".
         notes: what else a reader should know.
     """
@@ -60,6 +62,7 @@ class Plan:
     features: str
     scores: str
     stride: int
+    alignment: int
     exact: bool
     notes: tuple[str, ...] = ()
 
@@ -207,10 +210,19 @@ class _Planner:
         exact = not (self.dropped and (self._nonlinear_behind(tops) or self.partial))
         edits = tuple(self.edits[node] for node in self.nodes if node in self.edits)
         scores = self._skip_removed(self._last_layer_input(features, after, flattens[0]))
-        stride = math.ceil(next(place.grid.stride for name, place in positions(self.located) if name == features.name))
-        stride *= max(max(edit.stride) for edit in edits)
+        last = next(place for name, place in positions(self.located) if name == features.name)
+        stride = math.ceil(last.grid.stride) * max(max(edit.stride) for edit in edits)
         return Plan(
-            self.net, self.size, self.channels, edits, features.name, scores.name, stride, exact, tuple(self.notes)
+            net=self.net,
+            image_size=self.size,
+            channels=self.channels,
+            edits=edits,
+            features=features.name,
+            scores=scores.name,
+            stride=stride,
+            alignment=math.lcm(stride, last.alignment),
+            exact=exact,
+            notes=tuple(self.notes),
         )
 
     def _last_layer_input(

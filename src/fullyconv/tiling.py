@@ -1,10 +1,10 @@
 """A picture in tiles: windows that together give the score map of the whole, a row of tiles at a time.
 
 Every window holds a core and around it all that the core's cells can see, so what its inner edges spoil is never used.
-Windows start on multiples of the model's stride, so their cells are the whole picture's cells: the score maps are those
-of the picture in one piece. Where a net has layers that see the whole picture (squeeze-and-excite, a global context)
-that cannot be: then neighbouring windows overlap, and their scores are faded into each other, which is near and not
-equal; `why_whole` says so.
+Windows start and end on multiples of the model's alignment, so their cells are the whole picture's cells: the score
+maps are those of the picture in one piece. Where a net has layers that see the whole picture (squeeze-and-excite, a
+global context) that cannot be: then neighbouring windows overlap, and their scores are faded into each other, which is
+near and not equal; `why_whole` says so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def tiled(model: FCN, image: Tensor, *, tile: int = 1024) -> dict[str, Tensor]:
     Args:
         model: in eval mode.
         image: (B, C, H, W) in 0..255, RGB first, uint8 or float, on any device.
-        tile: side of the core in pixels, at most; rounded up to the model's stride.
+        tile: side of the core in pixels, at most; rounded up to the model's alignment.
 
     Raises:
         ConfigError: ``tile`` is not positive.
@@ -71,7 +71,8 @@ def bands(model: FCN, read: Read, size: Size, *, tile: Size) -> Iterator[Band]:
         model: in eval mode.
         read: is asked for rows of the picture in ascending order only: no window starts above the one before.
         size: of the picture, (height, width).
-        tile: (height, width) of a core in pixels, at most; tiles are made equal, and rounded up to the model's stride.
+        tile: (height, width) of a core in pixels, at most; tiles are made equal, and rounded up to the model's
+            alignment.
 
     Raises:
         ConfigError: ``tile`` is not positive.
@@ -109,10 +110,10 @@ def plan(model: FCN, size: Size, *, tile: Size) -> tuple[list[Window], list[Wind
         if why_whole(model):
             axes.append(_overlapping(model, length, most))
             continue
-        axes.append(_windows(model, before, length, _up(most, model.stride)))
+        axes.append(_windows(model, before, length, _up(most, model.alignment)))
         # As many tiles, but of one size: a picture is cut into no more windows, and smaller ones.
         if len(axes[-1]) > 1:
-            axes[-1] = _windows(model, before, length, _up(math.ceil(length / len(axes[-1])), model.stride))
+            axes[-1] = _windows(model, before, length, _up(math.ceil(length / len(axes[-1])), model.alignment))
     return axes[0], axes[1]
 
 
@@ -144,8 +145,8 @@ class Window:
         return slice(cells.start - first, cells.stop - first)
 
 
-def _up(pixels: int, stride: int) -> int:
-    return -(-pixels // stride) * stride
+def _up(pixels: int, alignment: int) -> int:
+    return -(-pixels // alignment) * alignment
 
 
 def _windows(model: FCN, before: int, length: int, tile: int) -> list[Window]:
@@ -153,13 +154,13 @@ def _windows(model: FCN, before: int, length: int, tile: int) -> list[Window]:
     grids = [head.grid for head in heads_of(model).values()]
     reach = (Fraction(model.field) - 1) / 2
     # Less than a field, and a stride, of pixels may be too few for a net that does not pad.
-    least = math.ceil(model.field) + model.stride
+    least = math.ceil(model.field) + model.alignment
     windows: list[Window] = []
     for core in count(0, tile):
         first = min(before + grid.offset for grid in grids) + core - reach
         last = max(before + grid.offset - grid.stride for grid in grids) + core + tile + reach
-        start = max(0, math.floor(min(first, Fraction(length - least)) / model.stride) * model.stride)
-        stop = max(math.ceil(last) + 1, start + least)
+        start = max(0, math.floor(min(first, Fraction(length - least)) / model.alignment) * model.alignment)
+        stop = _up(max(math.ceil(last) + 1, start + least), model.alignment)
         if stop >= length:
             windows.append(Window(start, length, core, None))
             break
@@ -208,12 +209,12 @@ def why_whole(model: FCN) -> str:
 
 def overlap(model: FCN, tile: int) -> int:
     """Pixels on which neighbouring tiles are faded into each other: a quarter of a tile."""
-    return _up(max(1, tile // 4), model.stride)
+    return _up(max(1, tile // 4), model.alignment)
 
 
 def _overlapping(model: FCN, length: int, tile: int) -> list[Window]:
     """Windows that share some pixels with the next: start..core with the one before, end..stop with the one after."""
-    tile = _up(tile, model.stride)
+    tile = _up(tile, model.alignment)
     shared = overlap(model, tile)
     starts = range(0, max(length - shared, 1), tile)
     return [

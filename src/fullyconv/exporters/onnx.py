@@ -33,7 +33,7 @@ class Trunk(nn.Module):
 
 def example(model: FCN) -> Tensor:
     """A picture to trace with. Batch, height and width all differ from each other and from 1, so that none is fixed."""
-    height, width = (max(4 * model.stride, model.backbone.minimum) + n * model.stride for n in (0, 1))
+    height, width = (max(4 * model.alignment, model.backbone.minimum) + n * model.alignment for n in (0, 1))
     return model.preprocess(torch.zeros(2, model.channels, height, width, device=model.normalise.mean.device))
 
 
