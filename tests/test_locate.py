@@ -84,6 +84,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "in place": lambda: nn.Sequential(conv(), nn.ReLU(inplace=True), nn.Hardswish(inplace=True)),
     "norms": lambda: nn.Sequential(conv(), nn.BatchNorm2d(C), nn.PReLU(C), nn.Dropout(), nn.Softmax(1)),
     "a mean over channels": lambda: Do(lambda x: x * x.mean(1, keepdim=True) + x.amax(1)[:, None]),
+    "a norm over channels": lambda: Do(lambda x, f: F.normalize(f(x)) / (1 + x.norm(p=1, dim=1, keepdim=True)), conv()),
     "scaled by a parameter": lambda: Do(lambda x, f: x * f.bias.view(1, -1, 1, 1) + 0.5, conv()),
     "a real constant": lambda: Do(lambda x: x - torch.tensor([0.5, 0.25], dtype=x.dtype).view(1, 2, 1, 1)),
 }
@@ -175,8 +176,20 @@ class Excite(nn.Module):
         Do(lambda x: x - x.mean((2, 3), keepdim=True)),
         Do(lambda x: x.softmax(-1)),
         Do(lambda x: x / x.amax((-1, -2), keepdim=True)),
+        Do(lambda x: x / x.norm(p=1, dim=(2, 3), keepdim=True)),
+        Do(lambda x: x / x.norm()),
     ],
-    ids=["squeeze and excite", "GroupNorm", "InstanceNorm", "LayerNorm over cells", "mean", "softmax", "maximum"],
+    ids=[
+        "squeeze and excite",
+        "GroupNorm",
+        "InstanceNorm",
+        "LayerNorm over cells",
+        "mean",
+        "softmax",
+        "maximum",
+        "norm of each channel",
+        "norm",
+    ],
 )
 def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(net: nn.Module) -> None:
     net = nn.Sequential(conv(3, 2), net).double()

@@ -289,20 +289,25 @@ def _softmax(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs:
     return place.unbounded() if isinstance(place, Place) and dim in place.axes else place
 
 
-def _reduce(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
-    place, rank = places[0], args[0].dim()
-    if not isinstance(place, Place):
-        return place
-    dims = _argument(args, kwargs, 1, "dim", None)
-    if dims is None or dims == []:
-        return Lost(WHOLE_PICTURE)
-    dims = {d - rank if d >= 0 else d for d in ([dims] if isinstance(dims, int) else dims)}
-    if dims & set(place.axes):
-        return Lost(WHOLE_PICTURE)
-    if out.dim() == rank:
-        return place
-    down, across = (axis + sum(1 for d in dims if d > axis) for axis in place.axes)
-    return replace(place, axes=(down, across))
+def _reduce(index: int) -> Rule:
+    """A sum, maximum or norm over the axes that the argument ``index`` names."""
+
+    def rule(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+        place, rank = places[0], args[0].dim()
+        if not isinstance(place, Place):
+            return place
+        dims = _argument(args, kwargs, index, "dim", None)
+        if dims is None or dims == []:
+            return Lost(WHOLE_PICTURE)
+        dims = {d - rank if d >= 0 else d for d in ([dims] if isinstance(dims, int) else dims)}
+        if dims & set(place.axes):
+            return Lost(WHOLE_PICTURE)
+        if out.dim() == rank:
+            return place
+        down, across = (axis + sum(1 for d in dims if d > axis) for axis in place.axes)
+        return replace(place, axes=(down, across))
+
+    return rule
 
 
 def _view(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
@@ -432,9 +437,8 @@ _RULES: dict[Any, Rule] = {
     aten.native_group_norm: _whole_picture,
     aten._softmax: _softmax,
     aten._log_softmax: _softmax,
-    **dict.fromkeys(
-        (aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.var_mean, aten.var, aten.linalg_vector_norm), _reduce
-    ),
+    **dict.fromkeys((aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.var_mean, aten.var), _reduce(1)),
+    aten.linalg_vector_norm: _reduce(2),  # behind the order of the norm
     **dict.fromkeys(
         (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.unsqueeze, aten.squeeze), _view
     ),
