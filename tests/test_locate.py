@@ -154,6 +154,12 @@ def test_a_sum_lies_where_its_most_local_part_does_and_its_field_holds_all(
     assert check_grid(located.down, dependence(net, 24, 24, 0, C), even=False) > 0
 
 
+def test_a_reshaped_map_of_one_cell_has_the_axes_that_a_larger_one_has() -> None:
+    net = nn.Sequential(nn.Conv2d(C, 4, 8, 8), Do(shuffle))
+    assert place_of(net, 8) == place_of(net, 64)
+    assert isinstance(place_of(net, 8), Place)
+
+
 # What depends on the whole picture
 
 

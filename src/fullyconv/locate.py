@@ -314,15 +314,18 @@ def _view(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: di
     place, before, after = places[0], list(_shape(args)), list(out.shape)
     if not isinstance(place, Place):
         return place
-    axes = []
-    for axis in place.axes:
-        ahead = math.prod(before[: axis or None])
+    axes: dict[int, int] = {}
+    end = len(after)
+    # From the last axis, since on a map of one cell many axes look alike: each becomes one of its own, in their order.
+    for axis in sorted(place.axes, reverse=True):
+        ahead = math.prod(before[:axis])
         # The axis survives if one of the same length has as many elements ahead of it.
-        kept = [i for i in range(len(after)) if math.prod(after[:i]) == ahead and after[i] == before[axis]]
+        kept = [i for i in range(end) if math.prod(after[:i]) == ahead and after[i] == before[axis]]
         if not kept:
             return Lost("a reshape takes the rows or columns of the map apart, or joins them")
-        axes.append(kept[-1] - len(after))
-    return replace(place, axes=(axes[0], axes[1]))
+        end = kept[-1]
+        axes[axis] = end - len(after)
+    return replace(place, axes=(axes[place.axes[0]], axes[place.axes[1]]))
 
 
 def _volume_pool(
