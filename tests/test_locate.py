@@ -43,6 +43,18 @@ def shuffle(x: Tensor) -> Tensor:
     return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
+def write(x: Tensor, f: nn.Module) -> Tensor:
+    y = torch.empty_like(x)
+    y[:, :1], y[:, 1:] = x[:, 1:], f(x)[:, :1]
+    return y
+
+
+def assign(x: Tensor, rows: slice, value: Tensor | float) -> Tensor:
+    x = torch.zeros_like(x) if isinstance(value, Tensor) else x.clone()
+    x[:, :, rows] = value
+    return x
+
+
 def conv(kernel: int = 3, stride: int = 1, padding: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(C, C, kernel, stride, padding, dilation, groups)
 
@@ -85,6 +97,17 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "norms": lambda: nn.Sequential(conv(), nn.BatchNorm2d(C), nn.PReLU(C), nn.Dropout(), nn.Softmax(1)),
     "a mean over channels": lambda: Do(lambda x: x * x.mean(1, keepdim=True) + x.amax(1)[:, None]),
     "a norm over channels": lambda: Do(lambda x, f: F.normalize(f(x)) / (1 + x.norm(p=1, dim=1, keepdim=True)), conv()),
+    "channels picked": lambda: Do(
+        lambda x, f: x[:, [1, 0]] + f(x).flip(1) + x.index_select(1, torch.tensor([0, 0])), conv()
+    ),
+    "channels repeated": lambda: Do(lambda x, f: f(x.repeat(1, 2, 1, 1)), nn.Conv2d(2 * C, C, 3, padding=1)),
+    "gated by channels": lambda: Do(lambda x, f: F.glu(torch.cat([x, f(x)], 1), 1), conv()),
+    "the least channel": lambda: Do(lambda x, f: f(x) - x.min(1, keepdim=True)[0], conv()),
+    "zeros beside it": lambda: Do(
+        lambda x, f: f(torch.cat([torch.zeros_like(x), x], 1)), nn.Conv2d(2 * C, C, 3, padding=1)
+    ),
+    "a leaky ReLU, random in training": lambda: nn.Sequential(conv(), nn.RReLU()),
+    "channels written in place": lambda: Do(write, conv()),
     "scaled by a parameter": lambda: Do(lambda x, f: x * f.bias.view(1, -1, 1, 1) + 0.5, conv()),
     "a real constant": lambda: Do(lambda x: x - torch.tensor([0.5, 0.25], dtype=x.dtype).view(1, 2, 1, 1)),
 }
@@ -221,6 +244,13 @@ def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(n
         (Do(lambda x: x[:, :, 3]), "one row or column of the map is picked"),
         (Do(lambda x: x + x.transpose(2, 3)), "different axes"),
         (Do(lambda x: x.flip(3)), "aten.flip mixes or moves positions"),
+        (Do(lambda x: x[:, :, [1, 0]]), "aten.index mixes or moves positions"),
+        (Do(lambda x: x[:, [[0, 1], [1, 0]]]), "aten.index mixes or moves positions"),
+        (Do(lambda x: x[:, x.mean((0, 2, 3)).sort()[1]]), "aten.index mixes or moves positions"),
+        (Do(lambda x: x.repeat(1, 1, 2, 1)), "aten.repeat mixes or moves positions"),
+        (Do(lambda x: F.glu(x)), "aten.glu mixes or moves positions"),
+        (Do(lambda x: assign(x, slice(1, None), x[:, :, :-1])), "a part of a map is written in place"),
+        (Do(lambda x: assign(x, slice(8), 0.0)), "a part of a map is written in place"),
         (Do(lambda x: torch.roll(x, 1, 2)), "aten.roll mixes or moves positions"),
         (Do(lambda x: x[..., ::2, ::2] + x[..., :32, :32]), "their cells lie on different pixels"),
         (Do(lambda x: F.interpolate(x, size=(50, 50), mode="bilinear")), "a factor that is not whole"),

@@ -149,7 +149,24 @@ class Locating(TorchDispatchMode):
                 else:
                     where = _lost(places) or Lost(f"{func.overloadpacket} mixes or moves positions")
                 self.put(out, where.made_of(*places))
+                if func._schema.is_mutable and out._base is not None:
+                    self._write(out._base, out)
         return result
+
+    def _write(self, base: Tensor, part: Tensor) -> None:
+        """Say where a tensor lies of which a part, all of its rows and columns or not, was written in place."""
+        whole, written = self.of(base), self.of(part)
+        if isinstance(whole, Lost):
+            return
+
+        def axes(tensor: Tensor, place: Place) -> list[tuple[Fraction, Fraction, int]]:
+            grids = zip((place.down, place.across), place.axes, strict=True)
+            return [(grid.stride, grid.offset, tensor.shape[axis]) for grid, axis in grids]
+
+        if isinstance(whole, Place) and isinstance(written, Place) and axes(base, whole) == axes(part, written):
+            self.put(base, whole.join(written).made_of(whole, written))
+        else:
+            self.put(base, Lost("a part of a map is written in place"))
 
 
 class _LinearPerPosition(TorchFunctionMode):
@@ -396,6 +413,38 @@ def _select(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: 
     return replace(place, axes=(down, across))
 
 
+def _index(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+    place, indices = places[0], args[1]
+    if not isinstance(place, Place):
+        return place
+    chosen = [(i - args[0].dim(), index) for i, index in enumerate(indices) if index is not None]
+    # Of several lists, or one with more axes, the axes of the result are others.
+    if len(places) > 1 or len(chosen) > 1 or chosen[0][1].dim() != 1 or chosen[0][0] in place.axes:
+        return Lost("aten.index mixes or moves positions")
+    return place
+
+
+def _repeat(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+    place = places[0]
+    if isinstance(place, Place) and any(args[1][axis] != 1 for axis in place.axes):
+        return Lost("aten.repeat mixes or moves positions")
+    return place
+
+
+def _along(operation: Any) -> Rule:
+    """An operation along the axes that its second argument names, by default the last: elsewhere it moves nothing."""
+
+    def rule(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+        place, rank = places[0], args[0].dim()
+        dims = _argument(args, kwargs, 1, "dim", -1)
+        dims = {d - rank if d >= 0 else d for d in ([dims] if isinstance(dims, int) else dims)}
+        if isinstance(place, Place) and (len(places) > 1 or dims & set(place.axes)):
+            return Lost(f"{operation} mixes or moves positions")
+        return place
+
+    return rule
+
+
 def _split(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
     place, rank = places[0], args[0].dim()
     dim = _argument(args, kwargs, 2, "dim", 0)
@@ -440,14 +489,24 @@ _RULES: dict[Any, Rule] = {
     aten.native_group_norm: _whole_picture,
     aten._softmax: _softmax,
     aten._log_softmax: _softmax,
-    **dict.fromkeys((aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.var_mean, aten.var), _reduce(1)),
+    **dict.fromkeys(
+        (aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var_mean, aten.var), _reduce(1)
+    ),
     aten.linalg_vector_norm: _reduce(2),  # behind the order of the norm
     **dict.fromkeys(
         (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.unsqueeze, aten.squeeze), _view
     ),
     # Element-wise in fact, though not by their tags.
-    **dict.fromkeys((aten.hardswish, aten._prelu_kernel, aten.log_sigmoid_forward, aten.rsub), _pointwise),
+    **dict.fromkeys(
+        (aten.hardswish, aten._prelu_kernel, aten.log_sigmoid_forward, aten.rsub, aten.copy, aten.rrelu_with_noise),
+        _pointwise,
+    ),
     aten.native_channel_shuffle: _keep,
+    # Constants, but as large as the map.
+    **dict.fromkeys((aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like), _keep),
+    aten.index: _index,
+    aten.repeat: _repeat,
+    **{operation: _along(operation) for operation in (aten.flip, aten.glu, aten.index_select)},
     aten.permute: _permute,
     aten.transpose: _transpose,
     aten.cat: _cat,
