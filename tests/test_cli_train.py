@@ -98,6 +98,14 @@ def test_help_says_what_no_check_does_not_save(run: Run) -> None:
     assert "pixels are counted all the same" in " ".join(out.split())
 
 
+def test_what_only_training_can_refuse_names_the_option(run: Run, data: Path, tmp_path: Path) -> None:
+    options = ("--backbone", "tinyvgg", "--weights", "none", "--steps", "1")
+    code, _, err = run("train", data, *options, "--device", "cuda:99", "--out", tmp_path / "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("fullyconv: error: --device: got 'cuda:99'; expected auto, cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_does_not_write_over_a_run(run: Run, data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{}")
     (tmp_path / "fcn8s" / "last").mkdir(parents=True)

@@ -125,7 +125,7 @@ def train(
     """
     from fullyconv.config import Recipe
     from fullyconv.display import TrainingDisplay
-    from fullyconv.flags import adjusted, recipe_of
+    from fullyconv.flags import adjusted, by_option, recipe_of
     from fullyconv.runs import holds_run
     from fullyconv.training import train
     from fullyconv.tuning import tune as set_allocator
@@ -148,6 +148,8 @@ def train(
     try:
         with TrainingDisplay() as display:
             train(settings, out=folder, resume=resume, on_event=display, check=not no_check)
+    except ConfigError as error:
+        raise (by_option(error, context.params) if recipe is None else error) from None
     except KeyboardInterrupt:
         print(f"stopped; go on with: fullyconv train --out {folder} --resume", file=sys.stderr)
         raise typer.Exit(130) from None

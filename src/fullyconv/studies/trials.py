@@ -144,7 +144,7 @@ class Setup:
         """The data in words; ``of`` how many pictures, where not all were scored."""
         kind, root = self.source
         demonstration = "generated scenes (to see it work; --data and a longer budget give numbers that mean something)"
-        name = demonstration if kind == "scenes" else f"{Path(root).name} ({kind})"
+        name = demonstration if kind == "scenes" else f"{Path(root).resolve().name} ({kind})"
         drawn = f"{len(scored)} of the {of}" if of > len(scored) else f"the {len(scored)}"
         return f"{name}, scored on {drawn} pictures of {scored.split} at native size"
 
