@@ -162,6 +162,18 @@ def test_saving_into_a_folder_that_holds_anything_else_is_refused(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_what_systems_leave_in_a_folder_is_no_reason_to_refuse_it_and_a_file_is(tmp_path: Path) -> None:
+    save(tiny(), tmp_path / "m")
+    for name in (".DS_Store", "._config.json", "desktop.ini", "Thumbs.db"):
+        (tmp_path / "m" / name).write_text("")
+    save(tiny(1), tmp_path / "m")
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+    (tmp_path / "file").write_text("theirs")
+    with pytest.raises(CheckpointError, match="file: cannot be a model folder: Not a directory"):
+        save(tiny(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "theirs"
+
+
 def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "scalar": torch.tensor(1.5, dtype=torch.float64)}
     save_state(tmp_path / "s", tensors, {"step": 7, "best": 0.1 + 0.2})

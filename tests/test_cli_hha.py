@@ -50,7 +50,9 @@ def test_hha_skips_what_is_no_depth_and_says_so(run: Run, tmp_path: Path) -> Non
     assert "none: no .png or .tif file in it" in err
 
 
-def test_hha_never_replaces_depth_and_no_two_maps_share_a_result(run: Run, tmp_path: Path) -> None:
+def test_hha_never_replaces_depth_and_no_two_maps_share_a_result(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     depth = np.full((30, 40), 2000, np.uint16)
     mini.put(tmp_path / "depth/1.png", depth)
     before = (tmp_path / "depth/1.png").read_bytes()
@@ -62,7 +64,8 @@ def test_hha_never_replaces_depth_and_no_two_maps_share_a_result(run: Run, tmp_p
     # Results below the depth maps are not computed from again.
     for said in ("1 of 1", "1 of 1"):
         assert said in run("hha", tmp_path / "depth", "--out", tmp_path / "depth/hha")[1]
-    assert "1 were there and are kept" in run("hha", tmp_path / "depth", "--out", tmp_path / "depth/hha")[1]
+    monkeypatch.chdir(tmp_path)
+    assert "1 were there and are kept" in run("hha", tmp_path / "depth", "--out", "depth/hha")[1]
     Image.fromarray(depth).save(tmp_path / "depth/1.tif")
     code, _, err = run("hha", tmp_path / "depth", "--out", tmp_path / "hha")
     assert code == 2

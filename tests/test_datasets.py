@@ -112,6 +112,12 @@ def test_what_a_list_of_test_names_is_never_learnt(tmp_path: Path, val: bool) ->
     assert sorted(name for split in found.values() for name in split) == names
     assert len(found["val"]) == 1
     assert any("test.txt" in note for note in open_folder(tmp_path).notes)
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits/test.txt").write_text("03\n")
+    assert set(open_folder(tmp_path).names) == set(found["train"]) - {"03"}
+    (tmp_path / "test.txt").write_text("\n".join(names))
+    with pytest.raises(DatasetError, match="none is left for train; add a list of train"):
+        open_folder(tmp_path)
 
 
 def test_a_list_of_train_alone_is_divided(tmp_path: Path) -> None:
@@ -163,7 +169,7 @@ def test_other_names_of_the_splits_are_taken_and_said(tmp_path: Path, folder: st
 def test_what_only_looks_like_a_split_is_refused_or_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"images: train2017, val2017 look like splits; name them train/ and val/"):
         open_folder(divided(tmp_path / "coco", "train2017", "val2017"))
-    assert open_folder(divided(tmp_path / "towns", "valencia", "berlin"), split="val").names == ["valencia/valencia1"]
+    assert len(open_folder(divided(tmp_path / "scenes", "trains", "valley"))) == 5
     notes = open_folder(divided(tmp_path / "held", "train", "heldout")).notes
     assert "images/ holds folders that are no split by their names and are not read: heldout" in notes
 
@@ -366,8 +372,9 @@ def test_numbers_before_the_names_of_classes_are_their_ids(tmp_path: Path, form:
     ]
     assert open_folder(root)[0].labels["out"].max() == 0  # the files hold id 1
     assert "classes.txt: the numbers that its lines begin with are taken for ids, 1..7" in open_folder(root).notes
-    classes(root, "ground\n2 wheels\n4 wheels\n")
-    assert open_folder(root).classes["out"].names == ("ground", "2 wheels", "4 wheels")
+    for names in (("ground", "2 wheels", "4 wheels"), ("1 cent", "2 cent", "1 euro", "2 euro")):
+        classes(root, "\n".join(names))
+        assert open_folder(root).classes["out"].names == names
 
 
 def test_classes_as_json(tmp_path: Path) -> None:

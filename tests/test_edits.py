@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 from user_nets import SIZE, USERS
 
-from fullyconv.edits import as_convolution
+from fullyconv.edits import Edit, _pool, as_convolution
 from fullyconv.surgery import Pool, plan
 
 
@@ -166,3 +166,13 @@ def test_a_linear_layer_on_a_map_is_the_convolution_that_covers_it(rows: int, co
     linear = nn.Linear(4 * rows * columns, 7).double()
     x = torch.randn(3, 4, rows, columns, dtype=torch.float64)
     torch.testing.assert_close(as_convolution(linear, (rows, columns))(x)[..., 0, 0], linear(x.flatten(1)))
+
+
+def test_a_dilated_pool_to_one_cell_reads_same_sized_maps() -> None:
+    # torch pads a pool by half of its kernel at most, and its reach is more.
+    edit = Edit("p", "maximum pool", "", "", "", "p", kernel=(3, 2), dilation=(2, 3))
+    map_ = torch.randn(2, 3, 9, 11, dtype=torch.float64) - 9
+    same, valid = _pool(edit, "same")(map_), _pool(edit, "valid")(map_)
+    assert same.shape[2:] == (9, 12)  # an even reach has one more
+    assert torch.isfinite(same).all()
+    torch.testing.assert_close(same[:, :, 2:-2, 2:-2], valid, rtol=0, atol=0)

@@ -362,10 +362,40 @@ def test_a_path_that_was_recorded_in_another_folder_of_work_is_the_same_file(
 ) -> None:
     out = tmp_path / "out"
     make("one/a.png")
-    monkeypatch.chdir(tmp_path)
-    write_results(predictor, list(run(predictor, [Path("one")], out).values()), out, settings={})
+    make("two/a.png")
+    monkeypatch.chdir(tmp_path / "two")
+    write_results(predictor, list(run(predictor, [Path("../one/a.png")], out).values()), out, settings={})
     monkeypatch.chdir(tmp_path / "one")
-    assert run(predictor, [Path("a.png")], out)["a.png"].status == "kept"
+    outcomes = run(predictor, [Path("a.png")], out)
+    assert outcomes["a.png"].status == "kept"
+    (record,) = json.loads(write_results(predictor, list(outcomes.values()), out, settings={}).read_text())["files"]
+    assert (record["height"], record["width"], record["status"]) == (10, 20, "kept")  # what was known of it stays
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(ConfigError, match=r"is there, made of a\.png, not of a\.png"):
+        run(predictor, [Path("a.png")], out)
+    # All moved together, as into a container.
+    (tmp_path / "moved").mkdir()
+    for name in ("one", "out"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert run(predictor, [tmp_path / "moved/one/a.png"], tmp_path / "moved/out")["a.png"].status == "kept"
+
+
+def test_records_of_before_are_known_by_more_than_a_bare_name(
+    predictor: Predictor, make: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    make("one/a.png")
+    path = write_results(predictor, list(run(predictor, [tmp_path / "one"], out).values()), out, settings={})
+    found = json.loads(path.read_text())
+    del found["files"][0]["picture"]
+    for recorded, same in (("one/a.png", True), ("two/a.png", False), ("a.png", False)):
+        found["files"][0]["input"] = recorded
+        path.write_text(json.dumps(found))
+        if same:
+            assert run(predictor, [tmp_path / "one"], out)["a.png"].status == "kept"
+        else:
+            with pytest.raises(ConfigError, match="is there, made of"):
+                run(predictor, [tmp_path / "one"], out)
 
 
 def test_label_maps_of_other_classes_are_not_kept_under_a_new_table(

@@ -16,7 +16,7 @@ from small_fits import SCENES, net, of, recipe, settings
 from fullyconv import checkpoint, datasets, training
 from fullyconv.backbones import BACKBONES
 from fullyconv.building import build
-from fullyconv.config import INPUTS, Classes, DataConfig, Recipe, Stage
+from fullyconv.config import INPUTS, RUN_FILES, Classes, DataConfig, Recipe, Stage
 from fullyconv.datasets import Sample, dataset
 from fullyconv.datasets.folder import open_folder
 from fullyconv.errors import CheckpointError, ConfigError, DatasetError
@@ -115,13 +115,25 @@ def test_a_run_cannot_be_where_a_file_is(tmp_path: Path) -> None:
         train(recipe(fit=settings(steps=1)), out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "results.json"])
+@pytest.mark.parametrize("name", sorted(RUN_FILES))
 def test_a_run_replaces_no_model_and_no_results_of_others(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("theirs")
     with pytest.raises(ConfigError, match=f"{name}: no run has written it, and it would be replaced"):
         train(recipe(fit=settings(steps=1)), out=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {name}
     assert (tmp_path / name).read_text() == "theirs"
+
+
+def test_a_recipe_that_was_written_by_hand_is_not_replaced_by_its_run(tmp_path: Path) -> None:
+    plain = recipe(fit=settings(steps=1)).model_dump(mode="json")
+    del plain["stages"][0]["fit"]["lovasz"]  # which has a default
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(plain))
+    (tmp_path / "log.jsonl").write_text("my notes\n")
+    with pytest.raises(ConfigError, match="no run has written it"):
+        train(path, out=tmp_path)
+    assert json.loads(path.read_text()) == plain
+    assert (tmp_path / "log.jsonl").read_text() == "my notes\n"
 
 
 def test_a_start_that_failed_before_learning_leaves_no_run_in_the_way(tmp_path: Path) -> None:
@@ -172,6 +184,30 @@ def test_a_run_goes_on_where_the_classifiers_weights_are_gone(tmp_path: Path) ->
     assert [name for name in whole if not torch.equal(whole[name], torn[name])] == []
     for folder in (tmp_path / "torn" / "8s" / "last", tmp_path / "torn"):
         assert checkpoint.load(folder).config.input == INPUTS["caffe"]
+
+
+def test_a_later_stage_has_the_preprocessing_of_the_weights_that_it_comes_from(tmp_path: Path) -> None:
+    weights = classifier_of_caffe(tmp_path / "w.safetensors")
+    config = fcn(4, "tinyvgg", classes=11, weights=str(weights), context=0)
+    (one,) = recipe(model=config, fit=settings(steps=1)).stages
+    # As one writes a stage that starts from the one before: without weights.
+    two = one.model_copy(update={"name": "two", "model": config.model_copy(update={"weights": "default"})})
+    train(Recipe(stages=(one, two)), out=tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run").config.input == INPUTS["caffe"]
+
+
+def test_a_run_that_did_not_record_its_preprocessing_is_resumed(tmp_path: Path) -> None:
+    weights = classifier_of_caffe(tmp_path / "w.safetensors")
+    config = fcn(4, "tinyvgg", classes=11, weights=str(weights), context=0)
+    whole = recipe(model=config)
+    train(whole, out=tmp_path / "run")
+    path = tmp_path / "run" / "recipe.json"
+    plain = json.loads(path.read_text())
+    assert plain["stages"][0]["model"].pop("input")["order"] == "BGR"
+    path.write_text(json.dumps(plain))
+    assert train(path, out=tmp_path / "run", resume=True).config.input == INPUTS["caffe"]
+    with pytest.raises(ConfigError, match=r"stages\.0\.fit\.steps differs"):
+        train(recipe(model=config, fit=settings(steps=9)), out=tmp_path / "run", resume=True)
 
 
 def test_a_run_folder_holds_all_and_repeats_from_its_recipe(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -37,8 +38,10 @@ UNASKED = 1 << 26
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-MODEL_FILES = {"config.json", "model.safetensors", "engine", ".DS_Store"}
+MODEL_FILES = {"config.json", "model.safetensors", "engine"}
 """What a model folder holds; engine/ is `fullyconv tune`'s, of the weights that it was made for."""
+LEFT_BY_SYSTEMS = re.compile(r"\.DS_Store|\._.*|\.nfs.*|\.ipynb_checkpoints|Thumbs\.db|desktop\.ini")
+"""What file managers and file systems put into folders, which nobody misses."""
 
 
 def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -72,8 +75,7 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     folder = Path(folder)
     # A folder is replaced as a whole, and a run is one that can be loaded, with much more in it.
-    others = sorted({path.name for path in folder.iterdir()} - MODEL_FILES) if folder.is_dir() else []
-    if others:
+    if others := _others(folder):
         raise CheckpointError(
             f"{folder}: holds {others[0]}, which is no part of a model and would be lost; name another"
         )
@@ -85,6 +87,17 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
         write_weights(place / "model.safetensors", model.state_dict(), metadata)
 
     return write_folder(folder, write)
+
+
+def _others(folder: Path) -> list[str]:
+    """What a folder holds that is no part of a model."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:  # a file, or no rights
+        raise CheckpointError(f"{folder}: cannot be a model folder: {error.strerror or error}; name another") from None
+    return sorted(name for name in names if name not in MODEL_FILES and not LEFT_BY_SYSTEMS.fullmatch(name))
 
 
 def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> FCN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Literal
@@ -123,7 +124,11 @@ def _pool(edit: Edit, padding: Padding) -> nn.Module:
     rows, columns = (d * (k - 1) + 1 for k, d in zip(edit.kernel, edit.dilation, strict=True))
     same = (rows // 2, columns // 2) if pads else 0
     new: nn.Module
-    if edit.kind == "maximum pool":
+    if edit.kind == "maximum pool" and pads and edit.dilation != (1, 1):
+        # A pool pads by half of its kernel at most, however far apart its cells are.
+        border = nn.ConstantPad2d((columns // 2, columns // 2, rows // 2, rows // 2), -math.inf)
+        new = nn.Sequential(border, nn.MaxPool2d(edit.kernel, edit.stride, 0, edit.dilation))
+    elif edit.kind == "maximum pool":
         new = nn.MaxPool2d(edit.kernel, edit.stride, same, edit.dilation)
     else:
         divisor = 1 if edit.kind == "sum pool" else edit.divisor

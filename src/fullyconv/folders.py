@@ -309,17 +309,13 @@ def _refuse_to_mix(
 ) -> None:
     """Refuse to keep what an earlier run has made of another picture, or with other classes, as this one's."""
     kept = [picture for picture in pictures if any(target.exists() for target in targets[picture.key].values())]
-    owners = {
-        output: source
-        for source, record in _earlier(out / "results.json").items()
-        for output in record.get("outputs", {}).values()
-    }
+    owners = _by_output(_earlier(out / "results.json"))
     for picture in kept:
         for target in targets[picture.key].values():
             owner = owners.get(target.relative_to(out).as_posix())
-            if owner is not None and target.exists() and not _same_file(owner, picture.path):
+            if owner is not None and target.exists() and not _is_of(owner, picture.path, out):
                 raise ConfigError(
-                    f"{target}: is there, made of {owner}, not of {picture.path}; name another --out, or add "
+                    f"{target}: is there, made of {owner['input']}, not of {picture.path}; name another --out, or add "
                     "--overwrite",
                     where="out",
                 )
@@ -333,12 +329,19 @@ def _refuse_to_mix(
                 )
 
 
-def _same_file(recorded: str, path: Path) -> bool:
-    """Whether a path that was recorded, perhaps in another folder of work, can be this file."""
-    if os.path.realpath(recorded) == os.path.realpath(path):
+def _by_output(earlier: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {output: record for record in earlier.values() for output in record.get("outputs", {}).values()}
+
+
+def _is_of(record: Mapping[str, Any], path: Path, out: Path) -> bool:
+    """Whether a record is of this picture, in whatever folder of work it was named."""
+    if "picture" in record:
+        return os.path.realpath(out / record["picture"]) == os.path.realpath(path)
+    # Records of before have the name alone, as it was given.
+    if os.path.realpath(record["input"]) == os.path.realpath(path):
         return True
-    tail = Path(os.path.normpath(recorded)).parts
-    return not Path(recorded).is_absolute() and Path(os.path.abspath(path)).parts[-len(tail) :] == tail
+    tail = Path(os.path.normpath(record["input"])).parts
+    return len(tail) > 1 and tail == Path(os.path.abspath(path)).parts[-len(tail) :]
 
 
 def _tables(predictor: Predictor | QuickPredictor) -> dict[str, list[dict[str, Any]]]:
@@ -400,13 +403,15 @@ def write_results(
 
     ``classes.json`` has the form that the folder dataset reads, one file a head where there are several. What an
     earlier ``results.json`` says of other pictures, or of one whose outputs were kept, stays in, but for what was
-    replaced. Sizes are in pixels, shares in 0..1.
+    replaced. ``input`` is the picture as it was named, ``picture`` its path from ``out``. Sizes are in pixels, shares
+    in 0..1.
 
     Returns:
         The path of ``results.json``.
     """
     path = out / "results.json"
     earlier = _earlier(path)
+    made = _by_output(earlier)
     for name, table in _tables(predictor).items():
         records.write_json(out / name, table)
     named = {os.fspath(outcome.path) for outcome in outcomes}
@@ -417,9 +422,14 @@ def write_results(
         if source not in named and ours.isdisjoint(record.get("outputs", {}).values())
     ]
     for outcome in sorted(outcomes, key=lambda outcome: outcome.path):
-        record: dict[str, Any] = {"input": os.fspath(outcome.path), "status": outcome.status}
+        record: dict[str, Any] = {
+            "input": os.fspath(outcome.path),
+            "picture": Path(os.path.relpath(os.path.realpath(outcome.path), os.path.realpath(out))).as_posix(),
+            "status": outcome.status,
+        }
         if outcome.status == "kept":
-            record = earlier.get(os.fspath(outcome.path), {}) | record
+            outputs = [target.relative_to(out).as_posix() for target in outcome.outputs.values()]
+            record = next((made[output] for output in outputs if output in made), {}) | record
         if outcome.outputs:
             record["outputs"] = {kind: target.relative_to(out).as_posix() for kind, target in outcome.outputs.items()}
         if outcome.size is not None:

@@ -168,10 +168,8 @@ class _Plan:
 
     def take_up(self, split: str, finding: Finding) -> None:
         """Decide what is done about a finding."""
-        shared = finding.kind in (
-            "overlap",
-            "near-duplicate",
-        )  # of two splits: what is scored stays, what is learnt goes
+        # Of a picture in two splits, what is scored stays, and what is learnt goes.
+        shared = finding.kind in ("overlap", "near-duplicate")
         owners = dict.fromkeys(pair for file in finding.files for pair in self.owners.get(file, ()))
         pairs = [pair for pair in owners if pair[0] == ("train" if shared else split)]
         certain = finding.severity == "error" or finding.kind in ("rgb", "alpha", "exif")

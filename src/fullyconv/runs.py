@@ -26,8 +26,8 @@ from typing import Any
 
 from fullyconv import __version__
 from fullyconv.checkpoint import load_state, read_json, remove, tidy, write_json
-from fullyconv.config import Config, Recipe
-from fullyconv.errors import ConfigError
+from fullyconv.config import RUN_FILES, Config, Recipe
+from fullyconv.errors import ConfigError, FullyConvError
 from fullyconv.events import Evaluated, Event, Step, as_json
 from fullyconv.records import flush, writing
 
@@ -56,9 +56,9 @@ class Run:
         self.folder = folder
         path = folder / "recipe.json"
         self.resumed = holds_run(folder)
-        if not path.exists():
-            # A model, or what predict has written, has files of the same names.
-            for name in ("config.json", "model.safetensors", "results.json"):
+        if not self.resumed and not _was_begun(folder):
+            # A model, what predict has written, or somebody's own log or recipe, has files of the same names.
+            for name in sorted(RUN_FILES):
                 if (folder / name).exists():
                     raise ConfigError(
                         f"{folder / name}: no run has written it, and it would be replaced; choose another folder",
@@ -82,9 +82,9 @@ class Run:
         with writing(folder):
             for place in (folder, *(folder / stage.name for stage in recipe.stages)):
                 tidy(place)
-        self._keep(read_log(folder))  # without half a line, to which the next would be glued
         if not self.resumed:
-            write_json(path, recipe.model_dump(mode="json"))
+            write_json(path, recipe.model_dump(mode="json"))  # first, since it tells whose the folder is
+        self._keep(read_log(folder))  # without half a line, to which the next would be glued
         self._boards: dict[str, Any] = {}
 
     def note(self, facts: Mapping[str, Any]) -> None:
@@ -170,6 +170,15 @@ def holds_run(folder: Path) -> bool:
     return (folder / "recipe.json").exists() and any(any(folder.glob(name)) for name in learnt)
 
 
+def _was_begun(folder: Path) -> bool:
+    """Whether a run was begun here: its recipe has nothing left open, which nobody writes by hand."""
+    try:
+        plain = read_json(folder / "recipe.json")
+        return bool(Recipe.parse(plain).model_dump(mode="json") == plain)
+    except FullyConvError:
+        return False
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The events of a run; lines that a crash or a full disk has cut off are left out."""
     path = folder / "log.jsonl"
@@ -201,6 +210,10 @@ def _differences(before: Config, now: Config) -> list[str]:
     """Dotted paths of settings that differ, but for those of `MAY_CHANGE`."""
     old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
     differ = sorted(where for where in old.keys() | new.keys() if old.get(where) != new.get(where))
+    # A preprocessing that a run did not record is what its weights tell of, as it was then.
+    unset = tuple(where for where, value in old.items() if value is None and where.endswith(".input"))
+    told = tuple(f"{where}." for where in unset)
+    differ = [where for where in differ if where not in unset and not where.startswith(told)]
     return [where for where in differ if where.split(".", 2)[-1] not in MAY_CHANGE]
 
 

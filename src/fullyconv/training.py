@@ -83,6 +83,8 @@ def train(
     opened = _open(recipe, open_data)
     _refuse_overlap(opened)
     recipe = _resolved(recipe, [train_data for train_data, _ in opened], own=backbone is not None)
+    if resume and (folder / "recipe.json").exists():
+        recipe = _recorded(recipe, Recipe.read(folder / "recipe.json"))
     if backbone is None:
         _refuse_missing(recipe, folder, resume=resume)
     for number, (stage, (train_data, _)) in enumerate(zip(recipe.stages, opened, strict=True)):
@@ -205,26 +207,62 @@ def _open(
 
 def _resolved(recipe: Recipe, train_data: Sequence[SegmentationDataset], *, own: bool) -> Recipe:
     """The recipe with nothing left open that depends on the data, on weights or on the folder it was started in."""
-    stages = []
+    stages: list[Stage] = []
     for stage, pictures in zip(recipe.stages, train_data, strict=True):
         crop = resolve_crop(stage.data, pictures)
         data = stage.data.model_copy(update={"crop": crop, "root": _absolute(stage.data.root)})
         named = not own and stage.model.backbone in BACKBONES
         streams = {
-            name: stream.model_copy(update=_weights(stream, told=named)) for name, stream in stage.model.streams.items()
+            name: stream.model_copy(update=_weights(stream, _source(stage, stages, name), told=named))
+            for name, stream in stage.model.streams.items()
         }
-        update = _weights(stage.model, told=named and not streams)
+        update = _weights(stage.model, _source(stage, stages), told=named and not streams)
         model = stage.model.model_copy(update={**update, "streams": streams})
         stages.append(stage.model_copy(update={"data": data, "model": model}))
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-def _weights(part: ModelConfig | StreamConfig, *, told: bool) -> dict[str, Any]:
-    """Settings of the weights: where they are, and the preprocessing that their file tells of, where none is set.
+def _source(stage: Stage, before: Sequence[Stage], stream: str = "") -> ModelConfig | StreamConfig | None:
+    """What a stage, or a stream of it, starts from, of the stages before; None: the classifier."""
+    if not before or stage.start == "classifier":
+        return None
+    if isinstance(stage.start, dict):
+        return next((one.model for one in before if one.name == stage.start.get(stream)), None)
+    model = before[-1].model
+    if model.backbone != stage.model.backbone:
+        return None
+    return model.streams.get(stream, model) if stream else model
 
-    A stage that does not load them, since it starts from another or is resumed, could not ask the file.
+
+def _recorded(recipe: Recipe, run: Recipe) -> Recipe:
+    """The recipe with the preprocessing of the run that is resumed, where the file that told of it may be gone."""
+    before = {stage.name: stage.model for stage in run.stages}
+    stages = []
+    for stage in recipe.stages:
+        model, known = stage.model, before.get(stage.name)
+        if known is not None:
+            streams = {
+                name: stream.model_copy(update={"input": stream.input or known.streams[name].input})
+                if name in known.streams
+                else stream
+                for name, stream in model.streams.items()
+            }
+            model = model.model_copy(update={"input": model.input or known.input, "streams": streams})
+        stages.append(stage.model_copy(update={"model": model}))
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _weights(
+    part: ModelConfig | StreamConfig, source: ModelConfig | StreamConfig | None, *, told: bool
+) -> dict[str, Any]:
+    """Settings of the weights: where they are, and their preprocessing where none is set.
+
+    That is the one of the stage that they come from, or what their file tells of: a stage that does not load them,
+    since it starts from another or is resumed, could not ask the file.
     """
     weights, input = part.weights and _absolute(part.weights), part.input
+    if input is None and source is not None:
+        input = source.input
     if told and input is None and weights not in (None, "default") and (name := input_of(weights)):
         input = lookup("input", name, INPUTS)
     return {"weights": weights, "input": input}

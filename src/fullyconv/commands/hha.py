@@ -51,8 +51,9 @@ def hha(
         raise ConfigError(f"--unit {unit}: expected metres, more than 0", where="unit")
     maps = (path for path in depth.rglob("*") if path.suffix.lower() in (".png", ".tif", ".tiff"))
     # Results in a folder below the depth maps are no depth maps.
-    below = out != depth and out.is_relative_to(depth)
-    files = sorted(path for path in maps if not (below and path.is_relative_to(out)))
+    there, ours = depth.resolve(), out.resolve()
+    below = ours != there and ours.is_relative_to(there)
+    files = sorted(path for path in maps if not (below and path.resolve().is_relative_to(ours)))
     if not files:
         raise DatasetError(f"{depth}: no .png or .tif file in it; expected a folder of depth maps")
     targets = {path: (out / path.relative_to(depth)).with_suffix(".png") for path in files}
@@ -75,8 +76,8 @@ def hha(
                     target.parent.mkdir(parents=True, exist_ok=True)
                     write_image(target, found.encoded())
             progress.advance(progress.task_ids[0])
-    there = f"; {kept} were there and are kept (--overwrite)" if kept else ""
-    print(f"{len(files) - failed} of {len(files)} depth maps: {out}{there}")
+    said = f"; {kept} were there and are kept (--overwrite)" if kept else ""
+    print(f"{len(files) - failed} of {len(files)} depth maps: {out}{said}")
     if failed:
         raise typer.Exit(1 if failed < len(files) else 2)
 

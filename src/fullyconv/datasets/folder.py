@@ -34,7 +34,7 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "SegmentationClass")
 LIST_FOLDERS = (".", "ImageSets/Segmentation", "splits", "lists")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-NEARLY_A_SPLIT = re.compile(r"(train|val)[a-z]*[-_ ]?\d*", re.IGNORECASE)
+NEARLY_A_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?)[-_ ]?\d+", re.IGNORECASE)
 """Such as train2017."""
 NUMBERED = re.compile(r"(\d{1,5})(?:\s*[:,;]\s*|\s+)(\S.*)")
 """A class with its id before it."""
@@ -234,7 +234,7 @@ def _listed(
     if path is None and split == "val" and (path := _list(root, "train")):
         return _names(path, images, pictures)
     if path is None:
-        held_out = [there for name in ("val", "test") if (there := _list(root, name))]
+        held_out = [*filter(None, [_list(root, "val")]), *_lists(root, "test")]
         if not held_out:
             return None
         said = " and ".join(str(there.relative_to(root)) for there in held_out)
@@ -242,7 +242,12 @@ def _listed(
             f"no list of train: every picture that {said} {'do' if held_out[1:] else 'does'} not name is taken"
         )
         others = {name for there in held_out for name in _names(there, images, pictures)}
-        return [name for name in pictures if name not in others]
+        left = [name for name in pictures if name not in others]
+        if not left:
+            raise DatasetError(
+                f"{root}: {said} names every picture, so that none is left for {split}; add a list of train"
+            )
+        return left
     names = _names(path, images, pictures)
     notes.append(f"{split} is what {path.relative_to(root)} names ({len(names)} pictures)")
     return names
@@ -250,13 +255,17 @@ def _listed(
 
 def _list(root: Path, split: str) -> Path | None:
     """The file that names the pictures of a split."""
-    files = [root / folder / f"{name}.txt" for folder in LIST_FOLDERS for name in SPLITS.get(split, (split,))]
-    there = [path for path in files if path.is_file()]
+    there = _lists(root, split)
     if len(there) > 1:
         raise DatasetError(
             f"{root}: {' and '.join(str(p.relative_to(root)) for p in there)} could each name {split}; keep one"
         )
     return there[0] if there else None
+
+
+def _lists(root: Path, split: str) -> list[Path]:
+    files = [root / folder / f"{name}.txt" for folder in LIST_FOLDERS for name in SPLITS.get(split, (split,))]
+    return [path for path in files if path.is_file()]
 
 
 def _refuse_overlap(root: Path) -> None:
@@ -411,10 +420,17 @@ def _from_text(path: Path, notes: list[str]) -> Classes:
     numbered = [NUMBERED.fullmatch(line) for line in lines]
     if len(lines) > 1 and all(numbered):
         # The lines of many published lists, such as PASCAL-Context's "1: aeroplane", which begins at 1.
-        ids, lines = [int(m[1]) for m in numbered if m], [m[2] for m in numbered if m]
-        if ids != sorted(set(ids)):
-            raise DatasetError(f"{path}: every line begins with a number, as an id, but they do not ascend; sort them")
-        notes.append(f"{path.name}: the numbers that its lines begin with are taken for ids, {ids[0]}..{ids[-1]}")
+        found, names = [int(m[1]) for m in numbered if m], [m[2] for m in numbered if m]
+        if len({*names}) < len(names):  # as of coins: "1 cent", "2 cent"
+            notes.append(f"{path.name}: its lines begin with numbers that are part of the names; lines count as ids")
+        elif found != sorted(set(found)):
+            raise DatasetError(
+                f"{path}: every line begins with a number, as an id, but they do not ascend; sort them, or if they are "
+                "part of the names, write classes.json"
+            )
+        else:
+            ids, lines = found, names
+            notes.append(f"{path.name}: the numbers that its lines begin with are taken for ids, {ids[0]}..{ids[-1]}")
     entries = []
     for i, line in zip(ids, lines, strict=True):
         marked = line.lower().endswith(" ignore")

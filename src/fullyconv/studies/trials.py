@@ -87,7 +87,7 @@ class Setup:
     def __post_init__(self) -> None:
         if self.minutes is not None and self.steps is not None:
             raise ConfigError("--minutes and --steps: got both; a budget is one of them", where="steps")
-        if self.data is None and self.dataset != "folder":
+        if self.data is None and self.dataset not in ("folder", "scenes"):
             raise ConfigError(f"--dataset {self.dataset}: where is it? Name its folder with --data", where="data")
         if self.input is not None:
             lookup("input", self.input, INPUTS)
