@@ -336,11 +336,12 @@ def _by_output(earlier: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any
 def _is_of(record: Mapping[str, Any], path: Path, out: Path) -> bool:
     """Whether a record is of this picture, in whatever folder of work it was named."""
     if "picture" in record:
-        return os.path.realpath(out / record["picture"]) == os.path.realpath(path)
+        return os.path.realpath(out / str(record["picture"])) == os.path.realpath(path)
     # Records of before have the name alone, as it was given.
-    if os.path.realpath(record["input"]) == os.path.realpath(path):
+    named = str(record["input"])
+    if os.path.realpath(named) == os.path.realpath(path):
         return True
-    tail = Path(os.path.normpath(record["input"])).parts
+    tail = Path(os.path.normpath(named)).parts
     return len(tail) > 1 and tail == Path(os.path.abspath(path)).parts[-len(tail) :]
 
 
