@@ -24,8 +24,8 @@ LOVASZ, SCALE = 0.5, (0.6, 1.6)
 """What wins on camvid (docs/results.md): a Lovász-softmax loss beside cross-entropy, and pictures scaled by less than
 recipes scale them where they do not say."""
 RATE_FROM_RANDOM = 2e-3
-"""Learning rate where the classifier's weights are random, twice that of `FitConfig`: such nets gain by it, and trained
-ones lose (docs/results.md)."""
+"""Learning rate where the classifier's weights are random, twice that of `FitConfig`: MobileNets gain by it, other nets
+do alike, and trained ones lose (docs/results.md)."""
 
 
 def recipe_of(options: Mapping[str, Any]) -> Recipe:
