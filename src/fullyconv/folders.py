@@ -293,12 +293,10 @@ def _stream(predictor: Predictor | QuickPredictor, path: Path, targets: Mapping[
 
 
 def _refuse_to_harm(pictures: Sequence[PictureFile], targets: Mapping[str, Mapping[str, Path]], out: Path) -> None:
-    sources = {Path(os.path.realpath(picture.path)) for picture in pictures}
-    for outputs in targets.values():
-        for target in outputs.values():
-            if Path(os.path.realpath(target)) in sources:
-                raise ConfigError(f"{target}: would replace one of the pictures; choose another folder", where="out")
-            refuse_escape(target, out)
+    written = [target for outputs in targets.values() for target in outputs.values()]
+    refuse_replacing(written, [picture.path for picture in pictures], "pictures")
+    for target in written:
+        refuse_escape(target, out)
 
 
 def _refuse_to_mix(
@@ -354,6 +352,18 @@ def _tables(predictor: Predictor | QuickPredictor) -> dict[str, list[dict[str, A
         ]
         for head, table in predictor.classes.items()
     }
+
+
+def refuse_replacing(targets: Iterable[Path], sources: Iterable[Path], what: str) -> None:
+    """Refuse outputs that are one of the files they are made of, by whatever links; ``what`` those are.
+
+    Raises:
+        ConfigError: names the output.
+    """
+    there = {os.path.realpath(source) for source in sources}
+    for target in targets:
+        if os.path.realpath(target) in there:
+            raise ConfigError(f"{target}: would replace one of the {what}; choose another folder", where="out")
 
 
 def refuse_escape(target: Path, out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -84,10 +83,10 @@ def hha(
 
 def _refuse_to_harm(targets: Mapping[Path, Path]) -> None:
     """Refuse results that would replace a depth map, or one another."""
-    sources = {os.path.realpath(path) for path in targets}
+    from fullyconv.folders import refuse_replacing
+
+    refuse_replacing(targets.values(), targets, "depth maps")
     owners: dict[Path, Path] = {}
     for path, target in targets.items():
-        if os.path.realpath(target) in sources:
-            raise ConfigError(f"{target}: would replace one of the depth maps; choose another folder", where="out")
         if (other := owners.setdefault(target, path)) != path:
             raise ConfigError(f"{path} and {other} would both be {target}; keep one of the two", where="out")
