@@ -312,8 +312,9 @@ def _refuse_to_mix(
         for target in targets[picture.key].values():
             owner = owners.get(target.relative_to(out).as_posix())
             if owner is not None and target.exists() and not _is_of(owner, picture.path, out):
+                other = os.path.normpath(out / str(owner["picture"])) if "picture" in owner else owner["input"]
                 raise ConfigError(
-                    f"{target}: is there, made of {owner['input']}, not of {picture.path}; name another --out, or add "
+                    f"{target}: is there, made of {other}, not of {picture.path}; name another --out, or add "
                     "--overwrite",
                     where="out",
                 )
