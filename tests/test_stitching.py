@@ -233,6 +233,14 @@ def test_a_map_that_cannot_be_stitched_is_refused_with_the_reason(net: nn.Module
     assert "\n" not in str(error.value)
 
 
+def test_a_picture_of_which_a_shift_leaves_too_little_is_refused() -> None:
+    """Padding that mirrors needs as many pixels; unpadded nets have no cell there, which is no fault."""
+    net = nn.Sequential(nn.ReflectionPad2d(2), nn.Conv2d(C, 2, 5, stride=4))
+    with pytest.raises(SurgeryError, match="a 5x6 picture leaves too little .* does not run on a 2x3 picture"):
+        shift_and_stitch(net, torch.rand(1, C, 5, 6))
+    assert shift_and_stitch(net, torch.rand(1, C, 6, 7)).shape == (1, 2, 6, 7)
+
+
 def test_the_layer_at_fault_is_named() -> None:
     with pytest.raises(SurgeryError) as error:
         shift_and_stitch(torchvision.models.efficientnet_b0(weights=None).features, torch.zeros(1, 3, 64, 64))

@@ -48,7 +48,7 @@ def shift_and_stitch(net: nn.Module, image: Tensor, *, stride: int = 1) -> Tenso
 
     Raises:
         ConfigError: ``stride`` does not divide the net's, or the picture is no (B, C, H, W).
-        SurgeryError: the net does not run on the picture, returns no single map, or one whose cells lie nowhere on the
+        SurgeryError: the net does not run on the picture, or on what a shift leaves of it, returns no single map, or one whose cells lie nowhere on the
             picture, not a whole number of pixels apart, or see all of it; says which and why.
 
     Example:
@@ -69,13 +69,22 @@ def shift_and_stitch(net: nn.Module, image: Tensor, *, stride: int = 1) -> Tenso
     steps = [math.gcd(int(grid.stride), stride) for grid in (down, across)]
     factors = [int(grid.stride) // step for grid, step in zip((down, across), steps, strict=True)]
     lengths = [_length(net, image, shape, axis, steps[axis], factors[axis]) for axis in (0, 1)]
+    shifts = [min(factor, length) for factor, length in zip(factors, lengths, strict=True)]
+    smallest = [n - (count - 1) * step for n, count, step in zip(image.shape[2:], shifts, steps, strict=True)]
+    try:
+        locate_outputs(net, channels=image.shape[1], size=(smallest[0], smallest[1]))
+    except SurgeryError as too_small:  # padding that mirrors needs pixels that a cut may not leave
+        raise SurgeryError(
+            f"a {image.shape[2]}x{image.shape[3]} picture leaves too little where it is shifted most: {too_small}. "
+            "Give a larger picture"
+        ) from None
     training = [m for m in net.modules() if m.training]
     net.eval()
     stitched: Tensor | None = None
     try:
         with torch.no_grad():
-            for a in range(min(factors[0], lengths[0])):
-                for b in range(min(factors[1], lengths[1])):
+            for a in range(shifts[0]):
+                for b in range(shifts[1]):
                     part = net(image[..., a * steps[0] :, b * steps[1] :])
                     if stitched is None:
                         stitched = part.new_empty(*part.shape[:2], *lengths)
