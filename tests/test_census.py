@@ -27,9 +27,9 @@ def test_even_classes_are_no_finding() -> None:
 
 def test_a_class_on_few_pictures_or_pixels_is_rare() -> None:
     (found,) = said([900, 500, 100], [90, 90, 2])
-    assert found == ("rare", "1 of 3 classes hardly occur in train: cat (100 px in 2 pictures)")
+    assert found == ("rare", "1 of 3 classes hardly occurs in train: cat (100 px in 2 pictures)")
     (found,) = said([10_000_000, 500_000, 20], [90, 90, 9])
-    assert found == ("rare", "1 of 3 classes hardly occur in train: cat (20 px in 9 pictures)")
+    assert found == ("rare", "1 of 3 classes hardly occurs in train: cat (20 px in 9 pictures)")
     assert said([900, 500, 100], [3, 3, 2]) == [], "few pictures have few of each class"
 
 

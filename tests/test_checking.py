@@ -86,7 +86,7 @@ def test_files_without_partner_void_pictures_and_absent_classes_are_warnings(tmp
         ("void", "warning"),
     }
     by_kind = {f.kind: f for f in report.findings}
-    assert by_kind["absent"].detail == "1 of 3 classes do not occur in train: dog"
+    assert by_kind["absent"].detail == "1 of 3 classes does not occur in train: dog"
     assert by_kind["void"].files == (str(root / "images/train/1.png"),)
     assert Path(by_kind["unpaired"].files[0]).name == "lonely.png"
     report.raise_for_errors()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,19 @@ def test_floats_and_wide_integers_are_taken_by_the_range_that_holds_them(
 def test_values_that_have_no_meaning_as_colour_are_refused(tmp_path: Path, values: np.ndarray) -> None:
     with pytest.raises(ImageError, match=r"a\.tif: .*expected 0\.\."):
         read_image(label_file(tmp_path / "a.tif", values))
+
+
+def test_a_kind_of_bmp_that_pillow_does_not_decode_is_not_called_truncated(tmp_path: Path) -> None:
+    """Sixteen greys in four bits each, as Pillow 12 stumbles over; another may read it."""
+    greys = b"".join(struct.pack("<4B", grey, grey, grey, 0) for grey in range(16))
+    info = struct.pack("<IiiHHIIiiII", 40, 10, 6, 1, 4, 0, 48, 2835, 2835, 16, 16)
+    path = tmp_path / "greys.bmp"
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 166, 0, 0, 118) + info + greys + bytes(range(48)))
+    with Image.open(path) as image:
+        if "L" not in image.tile[0].args:
+            pytest.skip("this Pillow reads it")
+    with pytest.raises(ImageError, match=r"greys.bmp: of a kind .* save it again as PNG"):
+        read_image(path)
 
 
 def test_arrays_are_taken_as_pictures() -> None:

@@ -236,7 +236,7 @@ def test_a_map_that_cannot_be_stitched_is_refused_with_the_reason(net: nn.Module
 def test_a_picture_of_which_a_shift_leaves_too_little_is_refused() -> None:
     """Padding that mirrors needs as many pixels; unpadded nets have no cell there, which is no fault."""
     net = nn.Sequential(nn.ReflectionPad2d(2), nn.Conv2d(C, 2, 5, stride=4))
-    with pytest.raises(SurgeryError, match="a 5x6 picture leaves too little .* does not run on a 2x3 picture"):
+    with pytest.raises(SurgeryError, match=r"a 5x6 picture leaves too little .* does not run on a 2x3 picture"):
         shift_and_stitch(net, torch.rand(1, C, 5, 6))
     assert shift_and_stitch(net, torch.rand(1, C, 6, 7)).shape == (1, 2, 6, 7)
 

@@ -60,7 +60,8 @@ def of_classes(
         hint = ""
         if len(names) > 2 and len(absent) == 1 and absent[0] == names[0]:
             hint = "; it is the first of the table, and all others occur: are the ids too high by one?"
-        detail = f"{len(absent)} of {len(names)} classes do not occur in {said}: {', '.join(absent)}{hint}"
+        detail = f"{len(absent)} of {len(names)} classes {'does' if len(absent) == 1 else 'do'} not occur in {said}: "
+        detail += ", ".join(absent) + hint
         findings.append(Finding("absent", "warning", (), detail))
     total = int(counts.sum())
     rare = [
@@ -69,7 +70,8 @@ def of_classes(
         if count and (count < RARE_SHARE * total or shown < RARE_PICTURES <= pictures.max() / 10)
     ]
     if rare:
-        detail = f"{len(rare)} of {len(names)} classes hardly occur in {said}: {', '.join(rare)}"
+        detail = f"{len(rare)} of {len(names)} classes hardly {'occurs' if len(rare) == 1 else 'occur'} in {said}: "
+        detail += ", ".join(rare)
         findings.append(Finding("rare", "warning", (), detail))
     seen = counts[counts > 0]
     if seen.max() > IMBALANCE * seen.min() and not rare:

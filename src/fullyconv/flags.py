@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from fullyconv.backbones import describe
 from fullyconv.config import INPUTS, InputConfig, MultiScale, Recipe
 from fullyconv.datasets import SegmentationDataset, dataset
+from fullyconv.datasets.inputs import CHANNELS
 from fullyconv.errors import ConfigError
 from fullyconv.inference import STRATEGIES, Strategy, tiled
 from fullyconv.lookup import lookup
@@ -181,6 +182,34 @@ def inputs_of(text: str | None) -> list[str] | None:
         ['color', 'depth']
     """
     return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def scored_inputs(text: str | None, learnt: Sequence[str], channels: int) -> list[str]:
+    """The inputs to score a model on: as ``--inputs`` says, or those that it learnt.
+
+    Args:
+        text: names with commas between; None: where nothing is said.
+        learnt: the model's own.
+        channels: how many the model reads.
+
+    Raises:
+        UnknownName: no input of that name.
+        ConfigError: the inputs have other channels than the model reads.
+
+    Example:
+        >>> scored_inputs(None, ["color", "depth"], 4)
+        ['color', 'depth']
+    """
+    named = inputs_of(text) or list(learnt)
+    found, own = (sum(lookup("input", name, CHANNELS) for name in some) for some in (named, learnt))
+    if found != channels:
+        known = f": it learnt --inputs {','.join(learnt)}" if own == channels else ""
+        raise ConfigError(
+            f"--inputs {','.join(named)}: got {found} channel{'s' * (found != 1)}; expected the {channels} that the "
+            f"model reads{known}",
+            where="inputs",
+        )
+    return named
 
 
 def strategy_of(name: str, tile: int | None) -> Strategy:

@@ -332,6 +332,8 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     text = " ".join(str(error).split())[:200]
+    if "codec configuration" in text:  # Pillow knows the format and not this kind of it, as BMP of 16 greys
+        return f"of a kind of its format that Pillow does not decode ({text}); save it again as PNG"
     return f"truncated or corrupt: {type(error).__name__}{': ' if text else ''}{text}"
 
 

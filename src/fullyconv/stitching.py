@@ -48,8 +48,9 @@ def shift_and_stitch(net: nn.Module, image: Tensor, *, stride: int = 1) -> Tenso
 
     Raises:
         ConfigError: ``stride`` does not divide the net's, or the picture is no (B, C, H, W).
-        SurgeryError: the net does not run on the picture, or on what a shift leaves of it, returns no single map, or one whose cells lie nowhere on the
-            picture, not a whole number of pixels apart, or see all of it; says which and why.
+        SurgeryError: the net does not run on the picture, or on what a shift leaves of it; returns no single map, or
+            one whose cells lie nowhere on the picture, not a whole number of pixels apart, or see all of it; says
+            which and why.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 5, stride=2), nn.MaxPool2d(2))

@@ -53,11 +53,11 @@ def evaluate(
 
     from fullyconv import checkpoint, datasets, evaluation, multiscale
     from fullyconv.display import counting, scores_table
-    from fullyconv.flags import inputs_of, looks_of, strategy_of
+    from fullyconv.flags import looks_of, scored_inputs, strategy_of
 
     net = checkpoint.load(model)
     looks = looks_of(scales, mirror, multiscale.looks_of(net))
-    named = inputs_of(inputs) or checkpoint.provenance(model).get("inputs", ["color"])
+    named = scored_inputs(inputs, checkpoint.provenance(model).get("inputs", ["color"]), net.channels)
     pictures = datasets.dataset(dataset, data, split=split, inputs=named)
     chosen = strategy_of(strategy, tile)
     with counting("scoring", len(pictures)) as progress:
