@@ -124,6 +124,18 @@ def test_a_run_replaces_no_model_and_no_results_of_others(tmp_path: Path, name: 
     assert (tmp_path / name).read_text() == "theirs"
 
 
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_notes_where_a_model_of_a_stage_will_be_are_named_before_anything_is_learnt(tmp_path: Path, name: str) -> None:
+    chosen = recipe(fit=settings(steps=1))
+    place = tmp_path / "run" / chosen.stages[0].name / name
+    place.mkdir(parents=True)
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"holds notes\.txt, which is no part of a model and would be lost"):
+        train(chosen, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "recipe.json").exists()
+    assert (place / "notes.txt").read_text() == "mine"
+
+
 def test_a_recipe_that_was_written_by_hand_is_not_replaced_by_its_run(tmp_path: Path) -> None:
     plain = recipe(fit=settings(steps=1)).model_dump(mode="json")
     del plain["stages"][0]["fit"]["lovasz"]  # which has a default

@@ -74,11 +74,7 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
     }
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     folder = Path(folder)
-    # A folder is replaced as a whole, and a run is one that can be loaded, with much more in it.
-    if others := _others(folder):
-        raise CheckpointError(
-            f"{folder}: holds {others[0]}, which is no part of a model and would be lost; name another"
-        )
+    refuse_others(folder)
 
     def write(place: Path) -> None:
         (place / "config.json").write_text(text, encoding="utf-8")
@@ -89,15 +85,23 @@ def save(model: FCN, folder: str | PathLike[str], *, provenance: Mapping[str, An
     return write_folder(folder, write)
 
 
-def _others(folder: Path) -> list[str]:
-    """What a folder holds that is no part of a model."""
+def refuse_others(folder: Path) -> None:
+    """Refuse a folder that holds what is no part of a model: `save` replaces all of it.
+
+    A run, say, is one that can be loaded, with much more in it.
+
+    Raises:
+        CheckpointError: there is something else, named; or no folder can be made of it.
+    """
     try:
-        names = [path.name for path in folder.iterdir()]
+        names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:  # a file, or no rights
         raise CheckpointError(f"{folder}: cannot be a model folder: {error.strerror or error}; name another") from None
-    return sorted(name for name in names if name not in MODEL_FILES and not LEFT_BY_SYSTEMS.fullmatch(name))
+    for name in names:
+        if name not in MODEL_FILES and not LEFT_BY_SYSTEMS.fullmatch(name):
+            raise CheckpointError(f"{folder}: holds {name}, which is no part of a model and would be lost; name another")
 
 
 def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> FCN:

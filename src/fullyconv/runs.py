@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fullyconv import __version__
-from fullyconv.checkpoint import load_state, read_json, remove, tidy, write_json
+from fullyconv.checkpoint import load_state, read_json, refuse_others, remove, tidy, write_json
 from fullyconv.config import RUN_FILES, Config, Recipe
 from fullyconv.errors import ConfigError, FullyConvError
 from fullyconv.events import Evaluated, Event, Step, as_json
@@ -50,6 +50,7 @@ class Run:
     Raises:
         ConfigError: there is a run and ``resume`` is False, or it is a run of another recipe; or there is a model, or
             something else that the run would replace.
+        CheckpointError: the same of the folder of a stage's model.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -79,6 +80,9 @@ class Run:
             raise ConfigError(
                 f"{folder}: cannot be made a folder for the run: {error.strerror or error}; name another", where="out"
             ) from None
+        for stage in recipe.stages:
+            for name in ("best", "last"):
+                refuse_others(folder / stage.name / name)  # before it learns, since the model could not be kept
         with writing(folder):
             for place in (folder, *(folder / stage.name for stage in recipe.stages)):
                 tidy(place)
