@@ -101,7 +101,9 @@ def refuse_others(folder: Path) -> None:
         raise CheckpointError(f"{folder}: cannot be a model folder: {error.strerror or error}; name another") from None
     for name in names:
         if name not in MODEL_FILES and not LEFT_BY_SYSTEMS.fullmatch(name):
-            raise CheckpointError(f"{folder}: holds {name}, which is no part of a model and would be lost; name another")
+            raise CheckpointError(
+                f"{folder}: holds {name}, which is no part of a model and would be lost; name another"
+            )
 
 
 def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> FCN:
