@@ -154,6 +154,20 @@ def test_train_resumes_with_the_recipe_of_the_run(
     assert others["resume"] is True
 
 
+def test_what_is_not_said_of_a_run_that_goes_on_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(monkeypatch, run, data, tmp_path / "recipe.json")
+    (tmp_path / "fcn8s" / "last").mkdir(parents=True)
+    again, _ = recipe_for(monkeypatch, run, data, "--out", tmp_path, "--resume")
+    assert again == recipe
+    moved, _ = recipe_for(monkeypatch, run, tmp_path, "--workers", "0", "--out", tmp_path, "--resume")
+    assert moved.stages[0].data == recipe.stages[0].data.model_copy(update={"root": str(tmp_path), "workers": 0})
+    assert moved.stages[0].model == recipe.stages[0].model
+    other, _ = recipe_for(monkeypatch, run, data, "--lr", "0.5", "--weights", "none", "--out", tmp_path, "--resume")
+    assert other.stages[0].fit.lr == 0.5  # which training refuses to go on with
+
+
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
 ) -> None:

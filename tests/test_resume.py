@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fullyconv import checkpoint, fitting
 from fullyconv.building import build
 from fullyconv.config import DataConfig, FitConfig, Recipe
 from fullyconv.datasets import dataset
+from fullyconv.errors import ConfigError, DatasetError
 from fullyconv.events import Evaluated, Event, Saved, Step
 from fullyconv.fitting import fit
 from fullyconv.learner import Learner
@@ -281,6 +283,65 @@ def test_a_run_of_stages_goes_on_within_the_stage_it_was_in(tmp_path: Path) -> N
     done: list[Event] = []
     train(both, out=tmp_path / "torn", resume=True, on_event=done.append)
     assert not [event for event in done if isinstance(event, Step)]
+
+
+def on(root: Path) -> Recipe:
+    model = fcn(8, "tinyvgg", classes=3, weights=None, context=0)
+    place = DATA.model_copy(update={"root": str(root), "name": "folder"})
+    return Recipe.parse({"stages": [{"name": "8s", "model": model, "data": place, "fit": FIT}]})
+
+
+def break_off(recipe: Recipe, out: Path) -> None:
+    """Train, and fail after the second step."""
+
+    def breaks(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 2:
+            raise RuntimeError("the display broke")
+
+    with pytest.raises(RuntimeError, match="the display broke"):
+        train(recipe, out=out, on_event=breaks)
+
+
+def test_a_folder_that_has_moved_is_gone_on_with(data: Path, tmp_path: Path) -> None:
+    """As on a cluster, where each job has a disk of its own."""
+    here, there = shutil.copytree(data, tmp_path / "here"), tmp_path / "there"
+    whole = train(on(here), out=tmp_path / "whole").state_dict()
+    break_off(on(here), tmp_path / "run")
+    here.rename(there)
+    torn = train(on(there), out=tmp_path / "run", resume=True).state_dict()
+    assert [name for name in whole if not torch.equal(whole[name], torn[name])] == []
+    assert Recipe.read(tmp_path / "run" / "recipe.json").stages[0].data.root == str(there)
+
+
+def test_a_folder_that_is_gone_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+    break_off(on(data), tmp_path / "run")
+    with pytest.raises(DatasetError, match="elsewhere"):
+        train(on(tmp_path / "elsewhere"), out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("missing", r"began with 6 pictures of train and would go on with 5: .*0.* is missing"),
+        ("new", r"began with 6 pictures of train and would go on with 7: .*another.* is new"),
+        ("classes", r"began with other classes of head 'out': sky, road, cat"),
+    ],
+)
+def test_other_pictures_are_not_gone_on_with(data: Path, tmp_path: Path, change: str, said: str) -> None:
+    here = shutil.copytree(data, tmp_path / "here")
+    break_off(on(here), tmp_path / "run")
+    for kind in ("images", "labels"):
+        first = here / kind / "train" / "0.png"
+        if change == "missing":
+            first.unlink()
+        elif change == "new":
+            shutil.copy(first, first.with_name("another.png"))
+    if change == "classes":
+        (here / "classes.txt").write_text("road\nsky\ncat\n")
+    before = (tmp_path / "run" / "recipe.json").read_bytes()
+    with pytest.raises(ConfigError, match=said):
+        train(on(here), out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "recipe.json").read_bytes() == before
 
 
 def test_another_recipe_cannot_be_resumed(tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ RATE_FROM_RANDOM = 2e-3
 """Learning rate where the classifier's weights are random, twice that of `FitConfig`: MobileNets gain by it, other nets
 do alike, and trained ones lose (docs/results.md)."""
 
+OF_DATA: Mapping[str, str] = {"data": "root", "dataset": "name", "workers": "workers"}
+BUDGETS = ("minutes", "epochs", "steps")
+OF_FIT = (*BUDGETS, "seed", "deterministic", "device", "precision")
+BESIDE_RECIPES = frozenset({*OF_DATA, *OF_FIT, "weights", "out", "recipe", "resume", "no_check"})
+"""Options of ``train`` that may stand beside a recipe; the recipe settles all others."""
+
 
 def recipe_of(options: Mapping[str, Any]) -> Recipe:
     """The options of ``train`` as a recipe of one stage.
@@ -136,19 +142,15 @@ def adjusted(recipe: Recipe, origin: Path, given: Mapping[str, Any]) -> Recipe:
     Raises:
         ConfigError: an option that the recipe settles.
     """
-    data = {"data": "root", "dataset": "name", "workers": "workers"}
-    budget = ("minutes", "epochs", "steps")
-    fit = (*budget, "seed", "deterministic", "device", "precision")
-    settled = sorted(given.keys() - {*data, *fit, "weights", "out", "recipe", "resume", "no_check"})
-    if settled:
+    if settled := sorted(given.keys() - BESIDE_RECIPES):
         option = settled[0].removesuffix("_channels").replace("_", "-")
         raise ConfigError(f"--{option}: {origin} settles this; change it there, or drop one of the two", where=option)
     plain = recipe.model_dump()
     for stage in plain["stages"]:
-        stage["data"] |= {setting: given[name] for name, setting in data.items() if name in given}
-        if given.keys() & {*budget}:
-            stage["fit"] |= dict.fromkeys(budget)
-        stage["fit"] |= {name: given[name] for name in fit if name in given}
+        stage["data"] |= {setting: given[name] for name, setting in OF_DATA.items() if name in given}
+        if given.keys() & {*BUDGETS}:
+            stage["fit"] |= dict.fromkeys(BUDGETS)
+        stage["fit"] |= {name: given[name] for name in OF_FIT if name in given}
         if "weights" in given:
             weights = None if given["weights"] == "none" else given["weights"]
             for part in (stage["model"], *stage["model"]["streams"].values()):

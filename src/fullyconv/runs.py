@@ -32,7 +32,8 @@ from fullyconv.events import Evaluated, Event, Step, as_json
 from fullyconv.records import flush, writing
 
 MAY_CHANGE = {"fit.device", "data.workers", "data.remember"}
-"""Settings of a stage that may differ when a run is resumed: they say where to compute, not what."""
+"""Settings of a stage that may differ when a run is resumed: they say where to compute, not what. So may ``data.root``,
+where the folder has moved and holds the same pictures."""
 
 
 class Run:
@@ -41,6 +42,8 @@ class Run:
     Args:
         folder: created where missing.
         recipe: what is to be trained, resolved.
+        facts: of each stage by name, what the recipe does not say of its data: ``classes`` and ``pictures``, the names
+            of those of train and val.
         resume: go on with the run that is there, if there is one.
 
     Attributes:
@@ -48,12 +51,12 @@ class Run:
         resumed: whether there was a run to go on with.
 
     Raises:
-        ConfigError: there is a run and ``resume`` is False, or it is a run of another recipe; or there is a model, or
-            something else that the run would replace.
+        ConfigError: there is a run and ``resume`` is False, or it is a run of another recipe or on other pictures; or
+            there is a model, or something else that the run would replace.
         CheckpointError: the same of the folder of a stage's model.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, resume: bool) -> None:
         self.folder = folder
         path = folder / "recipe.json"
         self.resumed = holds_run(folder)
@@ -74,6 +77,7 @@ class Run:
                     "another folder",
                     where=where,
                 )
+            _refuse_other_pictures(folder, facts)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,18 +90,20 @@ class Run:
         with writing(folder):
             for place in (folder, *(folder / stage.name for stage in recipe.stages)):
                 tidy(place)
-        if not self.resumed:
-            write_json(path, recipe.model_dump(mode="json"))  # first, since it tells whose the folder is
+        plain = recipe.model_dump(mode="json")
+        if not self.resumed or read_json(path) != plain:
+            write_json(path, plain)  # first, since it tells whose the folder is
         self._keep(read_log(folder))  # without half a line, to which the next would be glued
+        self._note(facts)
         self._boards: dict[str, Any] = {}
 
-    def note(self, facts: Mapping[str, Any]) -> None:
+    def _note(self, facts: Mapping[str, Any]) -> None:
         """Write run.json: these facts, and how the run was started, each time that it was."""
         path = self.folder / "run.json"
         now = datetime.now(UTC).isoformat(timespec="seconds")
         before = read_json(path)["started"] if path.exists() else []
         started = [*before, {"at": now, "command": command(), "versions": versions()}]
-        write_json(path, {"started": started, **facts})
+        write_json(path, {"started": started, "stages": facts})
 
     def rewind(self, stage: str) -> None:
         """Drop the events of a stage that are about to happen again."""
@@ -218,7 +224,40 @@ def _differences(before: Config, now: Config) -> list[str]:
     unset = tuple(where for where, value in old.items() if value is None and where.endswith(".input"))
     told = tuple(f"{where}." for where in unset)
     differ = [where for where in differ if where not in unset and not where.startswith(told)]
-    return [where for where in differ if where.split(".", 2)[-1] not in MAY_CHANGE]
+    moved = {where for where in differ if where.endswith(".data.root") and Path(str(new.get(where))).exists()}
+    return [where for where in differ if where not in moved and where.split(".", 2)[-1] not in MAY_CHANGE]
+
+
+def _refuse_other_pictures(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run on pictures that are not those, by name and order, with which it began.
+
+    Raises:
+        ConfigError: they are others, or their classes are.
+    """
+    path = folder / "run.json"
+    before = read_json(path).get("stages", {}) if path.exists() else {}
+    for stage, now in facts.items():
+        then = before.get(stage, {})
+        for split, old in then.get("pictures", {}).items():
+            new = now["pictures"][split]
+            if old == new:
+                continue
+            gone, more = (sorted(set(some) - set(others)) for some, others in ((old, new), (new, old)))
+            example = f"{gone[0]!r} is missing" if gone else f"{more[0]!r} is new" if more else "their order is another"
+            raise ConfigError(
+                f"{folder}: began with {len(old)} pictures of {split} and would go on with {len(new)}: {example}; "
+                "resume with the same pictures, or choose another folder",
+                where="data",
+            )
+        for head, table in then.get("classes", {}).items():
+            tables = table, now["classes"].get(head, {})
+            old, new = ([entry["name"] for entry in some.get("entries", ())] for some in tables)
+            if old != new:
+                raise ConfigError(
+                    f"{folder}: began with other classes of head {head!r}: {', '.join(old[:5])}; resume with the "
+                    "same, or choose another folder",
+                    where="data",
+                )
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:

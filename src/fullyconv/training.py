@@ -90,15 +90,14 @@ def train(
     for number, (stage, (train_data, _)) in enumerate(zip(recipe.stages, opened, strict=True)):
         heads = {name: head.classes for name, head in stage.model.heads.items()}
         check_heads(heads, train_data.classes, where=f"stages.{number}.model.heads")
-    run = Run(folder, recipe, resume=resume) if os.environ.get("RANK", "0") == "0" else None
+    facts = _facts(recipe, opened)
+    run = Run(folder, recipe, facts, resume=resume) if os.environ.get("RANK", "0") == "0" else None
 
     def tell(event: Event) -> None:
         if run is not None:
             run.write(event)
             on_event(event)
 
-    if run is not None:
-        run.note({"stages": _facts(recipe, opened)})
     for note in dict.fromkeys(note for pair in opened for data in pair for note in data.notes):
         tell(Said(note))
     counts = _checked(opened, tell) if check else [None] * len(opened)
@@ -347,12 +346,11 @@ def _protocol(stage: Stage, val_data: SegmentationDataset) -> dict[str, Any]:
 
 
 def _facts(recipe: Recipe, opened: Sequence[tuple[SegmentationDataset, SegmentationDataset]]) -> dict[str, Any]:
-    """What the recipe does not say of the data: the tables of classes, and which pictures are held out."""
+    """What the recipe does not say of the data: the tables of classes, and which pictures are learnt and held out."""
     return {
         stage.name: {
             "classes": {head: table.model_dump(mode="json") for head, table in train_data.classes.items()},
-            "train": len(train_data),
-            "val": list(val_data.names),
+            "pictures": {"train": list(train_data.names), "val": list(val_data.names)},
         }
         for stage, (train_data, val_data) in zip(recipe.stages, opened, strict=True)
     }

@@ -125,7 +125,7 @@ def train(
     """
     from fullyconv.config import Recipe
     from fullyconv.display import TrainingDisplay
-    from fullyconv.flags import adjusted, by_option, recipe_of
+    from fullyconv.flags import BESIDE_RECIPES, adjusted, by_option, recipe_of
     from fullyconv.runs import holds_run
     from fullyconv.training import train
     from fullyconv.tuning import tune as set_allocator
@@ -136,8 +136,8 @@ def train(
     there = folder / "recipe.json"
     if holds_run(folder) and not resume:
         raise ConfigError(f"{folder}: holds a run; add --resume to go on with it, or name another --out", where="out")
-    if recipe is None and resume and data is None:
-        recipe = there
+    if recipe is None and resume and (data is None or (holds_run(folder) and given <= BESIDE_RECIPES)):
+        recipe = there  # what is not said is the run's own
     if recipe is not None:
         settings = adjusted(Recipe.read(recipe), recipe, {name: context.params[name] for name in given})
     elif data is None:
