@@ -55,6 +55,14 @@ def assign(x: Tensor, rows: slice, value: Tensor | float) -> Tensor:
     return x
 
 
+def view_and_write(x: Tensor, f: nn.Module) -> Tensor:
+    """The view, taken before, shows the convolution."""
+    y = x.clone()
+    view = y.permute(0, 2, 3, 1)
+    y.add_(f(x))
+    return view.permute(0, 3, 1, 2)
+
+
 def conv(kernel: int = 3, stride: int = 1, padding: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(C, C, kernel, stride, padding, dilation, groups)
 
@@ -108,6 +116,18 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "a leaky ReLU, random in training": lambda: nn.Sequential(conv(), nn.RReLU()),
     "channels written in place": lambda: Do(write, conv()),
+    "statistics of channels": lambda: Do(
+        lambda x, f: f(x) * x.std(1, keepdim=True) + x.logsumexp(1, keepdim=True) + x.prod(1, keepdim=True), conv()
+    ),
+    "channels in order": lambda: Do(
+        lambda x, f: f(x).sort(1)[0] + x.topk(2, 1).values.roll(1, 1) + x.cumsum(1) + x.median(1, keepdim=True)[0],
+        conv(),
+    ),
+    "the largest channel, gathered": lambda: Do(lambda x, f: f(x) + x.gather(1, x.argmax(1, keepdim=True)), conv()),
+    "channels taken apart and stacked": lambda: Do(lambda x, f: torch.stack(f(x).unbind(1)[::-1], 1), conv()),
+    "stacked behind the columns": lambda: Do(lambda x, f: torch.stack([x, f(x)], -1).sum(-1), conv()),
+    "torch's channel shuffle": lambda: Do(lambda x, f: F.channel_shuffle(f(x), 2), conv()),
+    "a view of what is then written": lambda: Do(view_and_write, conv()),
     "scaled by a parameter": lambda: Do(lambda x, f: x * f.bias.view(1, -1, 1, 1) + 0.5, conv()),
     "a real constant": lambda: Do(lambda x: x - torch.tensor([0.5, 0.25], dtype=x.dtype).view(1, 2, 1, 1)),
 }
@@ -195,6 +215,13 @@ class Excite(nn.Module):
         return x * self.gate(F.adaptive_avg_pool2d(x, 1)).sigmoid()
 
 
+def gate_behind_a_view(x: Tensor) -> Tensor:
+    y = x.clone()
+    view = y[:, :C]
+    y.mul_(x.mean((2, 3), keepdim=True))
+    return view
+
+
 @pytest.mark.parametrize(
     "net",
     [
@@ -207,6 +234,8 @@ class Excite(nn.Module):
         Do(lambda x: x / x.amax((-1, -2), keepdim=True)),
         Do(lambda x: x / x.norm(p=1, dim=(2, 3), keepdim=True)),
         Do(lambda x: x / x.norm()),
+        Do(lambda x: x / x.std()),
+        Do(gate_behind_a_view),
     ],
     ids=[
         "squeeze and excite",
@@ -218,6 +247,8 @@ class Excite(nn.Module):
         "maximum",
         "norm of each channel",
         "norm",
+        "standard deviation",
+        "seen through a view",
     ],
 )
 def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(net: nn.Module) -> None:
@@ -252,6 +283,14 @@ def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(n
         (Do(lambda x: assign(x, slice(1, None), x[:, :, :-1])), "a part of a map is written in place"),
         (Do(lambda x: assign(x, slice(8), 0.0)), "a part of a map is written in place"),
         (Do(lambda x: torch.roll(x, 1, 2)), "aten.roll mixes or moves positions"),
+        (Do(lambda x: torch.roll(x, 1)), "aten.roll mixes or moves positions"),
+        (Do(lambda x: x.sort()[0]), "aten.sort mixes or moves positions"),
+        (Do(lambda x: x.topk(9, 2)[0]), "aten.topk mixes or moves positions"),
+        (Do(lambda x: x.gather(3, x.argmax(1, keepdim=True))), "aten.gather mixes or moves positions"),
+        (Do(lambda x: x.gather(1, torch.ones(2, 1, 64, 64, dtype=torch.long))), "a constant of a fixed size"),
+        (Do(lambda x: x.unbind(3)[0]), "one row or column of the map is picked"),
+        (Do(lambda x: torch.stack([x, torch.ones(1, 1, 1, 1).expand_as(x)])), "stacked with a constant"),
+        (Do(lambda x: x.argmax()), "a mean or maximum over the whole picture"),
         (Do(lambda x: x[..., ::2, ::2] + x[..., :32, :32]), "their cells lie on different pixels"),
         (Do(lambda x: F.interpolate(x, size=(50, 50), mode="bilinear")), "a factor that is not whole"),
         (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "align_corners"),

@@ -121,6 +121,8 @@ class Locating(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         # The tensor is kept beside its place, since an id is only good while its object lives. Meta tensors are free.
         self._places: dict[int, tuple[Tensor, Where]] = {}
+        # The views of each tensor that lies somewhere, by its id: what is written to it is read through them.
+        self._views: dict[int, list[Tensor]] = {}
 
     def put(self, tensor: Tensor, where: Where) -> None:
         self._places[id(tensor)] = (tensor, where)
@@ -149,8 +151,13 @@ class Locating(TorchDispatchMode):
                 else:
                     where = _lost(places) or Lost(f"{func.overloadpacket} mixes or moves positions")
                 self.put(out, where.made_of(*places))
-                if func._schema.is_mutable and out._base is not None:
-                    self._write(out._base, out)
+                if func.is_view and self.of(args[0]) is not None:
+                    self._views.setdefault(id(_base(args[0])), []).append(out)
+                if func._schema.is_mutable:
+                    base = _base(out)
+                    for other in (base, *self._views.get(id(base), ())):
+                        if other is not out:
+                            self._write(other, out)
         return result
 
     def _write(self, base: Tensor, part: Tensor) -> None:
@@ -185,6 +192,11 @@ class _LinearPerPosition(TorchFunctionMode):
             if isinstance(place, Place) and -1 not in place.axes:
                 self.locating.put(result, place)
         return result
+
+
+def _base(tensor: Tensor) -> Tensor:
+    """What a tensor is a view of; itself where it is none."""
+    return tensor if tensor._base is None else tensor._base
 
 
 def _shape(args: tuple[Any, ...]) -> torch.Size:
@@ -307,7 +319,7 @@ def _softmax(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs:
 
 
 def _reduce(index: int) -> Rule:
-    """A sum, maximum or norm over the axes that the argument ``index`` names."""
+    """A sum, maximum, rank or norm over the axes that the argument ``index`` names."""
 
     def rule(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
         place, rank = places[0], args[0].dim()
@@ -384,6 +396,17 @@ def _cat(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dic
     return joined
 
 
+def _stack(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+    joined = _pointwise(mode, places, (), {}, out)
+    if not isinstance(joined, Place):
+        return joined
+    if any(mode.of(tensor) is None for tensor in args[0]):
+        return Lost("a map is stacked with a constant")
+    dim = _argument(args, kwargs, 1, "dim", 0) % out.dim()
+    down, across = (axis - 1 if axis + out.dim() - 1 < dim else axis for axis in joined.axes)
+    return replace(joined, axes=(down, across))
+
+
 def _slice(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
     place, rank = places[0], args[0].dim()
     if not isinstance(place, Place):
@@ -431,18 +454,30 @@ def _repeat(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: 
     return place
 
 
-def _along(operation: Any) -> Rule:
-    """An operation along the axes that its second argument names, by default the last: elsewhere it moves nothing."""
+def _along(operation: Any, index: int = 1, name: str = "dim", default: Any = -1) -> Rule:
+    """An operation along the axes that the argument ``index`` names: elsewhere it moves nothing."""
 
     def rule(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
         place, rank = places[0], args[0].dim()
-        dims = _argument(args, kwargs, 1, "dim", -1)
+        dims = _argument(args, kwargs, index, name, default)
         dims = {d - rank if d >= 0 else d for d in ([dims] if isinstance(dims, int) else dims)}
-        if isinstance(place, Place) and (len(places) > 1 or dims & set(place.axes)):
+        if isinstance(place, Place) and (len(places) > 1 or not dims or dims & set(place.axes)):
             return Lost(f"{operation} mixes or moves positions")
         return place
 
     return rule
+
+
+def _gather(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+    """Entries picked along one axis, by numbers that lie as the map does."""
+    place = places[0]
+    if isinstance(place, Place) and args[1] % args[0].dim() - args[0].dim() in place.axes:
+        return Lost("aten.gather mixes or moves positions")
+    return _pointwise(mode, places, args, kwargs, out)
+
+
+def _unbind(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+    return _select(mode, places, (args[0], _argument(args, kwargs, 1, "dim", 0)), {}, out)
 
 
 def _split(mode: Locating, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
@@ -490,9 +525,27 @@ _RULES: dict[Any, Rule] = {
     aten._softmax: _softmax,
     aten._log_softmax: _softmax,
     **dict.fromkeys(
-        (aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var_mean, aten.var), _reduce(1)
+        (
+            aten.mean,
+            aten.sum,
+            aten.prod,
+            aten.amax,
+            aten.amin,
+            aten.aminmax,
+            aten.max,
+            aten.min,
+            aten.argmax,
+            aten.argmin,
+            aten.median,
+            aten.var_mean,
+            aten.var,
+            aten.std_mean,
+            aten.std,
+            aten.logsumexp,
+        ),
+        _reduce(1),
     ),
-    aten.linalg_vector_norm: _reduce(2),  # behind the order of the norm
+    **dict.fromkeys((aten.linalg_vector_norm, aten.kthvalue), _reduce(2)),  # behind the order of the norm, and k
     **dict.fromkeys(
         (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.unsqueeze, aten.squeeze), _view
     ),
@@ -501,15 +554,23 @@ _RULES: dict[Any, Rule] = {
         (aten.hardswish, aten._prelu_kernel, aten.log_sigmoid_forward, aten.rsub, aten.copy, aten.rrelu_with_noise),
         _pointwise,
     ),
-    aten.native_channel_shuffle: _keep,
+    **dict.fromkeys((aten.native_channel_shuffle, aten.channel_shuffle), _keep),
     # Constants, but as large as the map.
     **dict.fromkeys((aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like), _keep),
     aten.index: _index,
     aten.repeat: _repeat,
-    **{operation: _along(operation) for operation in (aten.flip, aten.glu, aten.index_select)},
+    **{
+        operation: _along(operation)
+        for operation in (aten.flip, aten.glu, aten.index_select, aten.sort, aten.cumsum, aten.cumprod)
+    },
+    aten.topk: _along(aten.topk, 2),
+    aten.roll: _along(aten.roll, 2, "dims", ()),
+    aten.gather: _gather,
+    aten.unbind: _unbind,
     aten.permute: _permute,
     aten.transpose: _transpose,
     aten.cat: _cat,
+    aten.stack: _stack,
     aten.slice: _slice,
     aten.select: _select,
     **dict.fromkeys((aten.split, aten.split_with_sizes), _split),
