@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fullyconv.classifiers import BVLCGoogLeNet, CaffeNet, LocalResponseNorm, TinyVGG
 from fullyconv.geometry import Grid
-from fullyconv.locate import Place, locate, locate_outputs
+from fullyconv.locate import locate, locate_outputs
+from fullyconv.places import Place
 from fullyconv.surgery import Pool, plan
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -12,6 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "fullyconv"
 LAYERS = (
     {"__init__", "errors", "geometry", "config", "lookup", "rates", "events", "archives", "findings", "documents"},
     {
+        "places",
+        "operations",
         "locate",
         "tracing",
         "edits",
@@ -130,9 +132,11 @@ NEIGHBOURS = {
     "archives": {"errors"},
     "__init__": {"errors"},
     "postconditions": {"tracing"},
-    "surgery": {"locate", "tracing", "edits", "postconditions"},
-    "taps": {"locate"},
-    "parts": {"locate", "taps"},
+    "operations": {"places"},
+    "locate": {"operations", "places"},
+    "surgery": {"locate", "places", "tracing", "edits", "postconditions"},
+    "taps": {"locate", "places"},
+    "parts": {"locate", "places", "taps"},
     "variants": {"locate", "tracing"},
     "stitching": {"rarefaction"},
     "checking": {"diagnosis", "census", "duplicates", "misfits"},

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fullyconv.errors import AlignmentError, SurgeryError
 from fullyconv.geometry import Grid
-from fullyconv.locate import Lost, Place, locate, locate_outputs, positions
+from fullyconv.locate import locate, locate_outputs, positions
+from fullyconv.places import Lost, Place
 from fullyconv.tracing import trace
 
 C = 2

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fullyconv.backbones import TinyVGG
 from fullyconv.errors import ConfigError, SurgeryError
-from fullyconv.locate import Place
+from fullyconv.places import Place
 from fullyconv.rarefaction import DilatedAvgPool2d, rarefy
 from fullyconv.surgery import convolutionalize
 from fullyconv.tracing import trace

@@ -19,7 +19,7 @@ from fullyconv.backbones import TinyVGG
 from fullyconv.classifiers import CaffeNet
 from fullyconv.errors import ConfigError, SurgeryError
 from fullyconv.geometry import Grid
-from fullyconv.locate import Place
+from fullyconv.places import Place
 from fullyconv.rarefaction import rarefy
 from fullyconv.stitching import shift_and_stitch
 from fullyconv.surgery import convolutionalize

@@ -464,7 +464,8 @@ def skip_and_residual(out: Path) -> str:
     """What is added to what, in ResNet-18 and in FCN-8s on it."""
     from torchvision.models import resnet18
 
-    from fullyconv.locate import Place, locate
+    from fullyconv.locate import locate
+    from fullyconv.places import Place
     from fullyconv.tracing import trace
 
     with torch.device("meta"):

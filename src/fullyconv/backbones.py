@@ -27,8 +27,9 @@ from fullyconv.classifiers import BVLCGoogLeNet, CaffeNet, TinyVGG
 from fullyconv.config import INPUTS, Geometry, InputConfig
 from fullyconv.errors import AlignmentError, CheckpointError, ConfigError, SurgeryError, UnknownName
 from fullyconv.geometry import Grid
-from fullyconv.locate import Located, Lost, Place, locate, locate_outputs, positions
+from fullyconv.locate import Located, locate, locate_outputs, positions
 from fullyconv.lookup import lookup
+from fullyconv.places import Lost, Place
 from fullyconv.surgery import Plan, Pool, plan
 from fullyconv.taps import cut, find_taps
 from fullyconv.transplant import transplant

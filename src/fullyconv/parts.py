@@ -11,7 +11,8 @@ from torch import nn
 
 from fullyconv.errors import AlignmentError
 from fullyconv.geometry import Grid
-from fullyconv.locate import Place, locate, positions
+from fullyconv.locate import locate, positions
+from fullyconv.places import Place
 from fullyconv.taps import bottlenecks
 
 SMALL = 4

@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from fullyconv import postconditions
 from fullyconv.errors import ConfigError, SurgeryError
-from fullyconv.locate import Located, Lost, Place, locate
+from fullyconv.locate import Located, locate
+from fullyconv.places import Lost, Place
 from fullyconv.tracing import place_of, trace
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fullyconv.errors import ConfigError, SurgeryError
-from fullyconv.locate import Lost, Place, locate, locate_outputs
+from fullyconv.locate import locate, locate_outputs
+from fullyconv.places import Lost, Place
 from fullyconv.rarefaction import first_unbounded
 from fullyconv.tracing import place_of, trace
 

@@ -24,7 +24,8 @@ from torch.nn.utils import parametrize
 from fullyconv import postconditions
 from fullyconv.edits import Edit, Kind, Padding, perform, reads_picture
 from fullyconv.errors import SurgeryError
-from fullyconv.locate import WHOLE_PICTURE, Located, Lost, Place, locate, positions
+from fullyconv.locate import Located, locate, positions
+from fullyconv.places import WHOLE_PICTURE, Lost, Place
 from fullyconv.tracing import functional_pool, place_of, trace
 
 if TYPE_CHECKING:

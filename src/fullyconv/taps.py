@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch.fx
 
 from fullyconv.errors import SurgeryError
-from fullyconv.locate import Located, Lost, Place, positions
+from fullyconv.locate import Located, positions
+from fullyconv.places import Lost, Place
 
 
 def cut(dense: torch.fx.GraphModule, taps: Sequence[str]) -> torch.fx.GraphModule:
