@@ -129,10 +129,12 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "stacked behind the columns": lambda: Do(lambda x, f: torch.stack([x, f(x)], -1).sum(-1), conv()),
     "torch's channel shuffle": lambda: Do(lambda x, f: F.channel_shuffle(f(x), 2), conv()),
     "a view of what is then written": lambda: Do(view_and_write, conv()),
+    "pixel unshuffle": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * C, C, 1)),
     "scaled by a parameter": lambda: Do(lambda x, f: x * f.bias.view(1, -1, 1, 1) + 0.5, conv()),
     "a real constant": lambda: Do(lambda x: x - torch.tensor([0.5, 0.25], dtype=x.dtype).view(1, 2, 1, 1)),
 }
 UNEVEN: dict[str, Callable[[], nn.Module]] = {
+    "pixel shuffle": lambda: nn.Sequential(nn.Conv2d(C, 4 * C, 1), nn.PixelShuffle(2)),
     "nearest": lambda: nn.Upsample(scale_factor=2, mode="nearest"),
     "bilinear": lambda: nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
     "bilinear by four": lambda: Do(lambda x: F.interpolate(x, size=(4 * x.shape[2], 4 * x.shape[3]), mode="bilinear")),
@@ -295,7 +297,8 @@ def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(n
         (Do(lambda x: x[..., ::2, ::2] + x[..., :32, :32]), "their cells lie on different pixels"),
         (Do(lambda x: F.interpolate(x, size=(50, 50), mode="bilinear")), "a factor that is not whole"),
         (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "align_corners"),
-        (Do(lambda x: F.pixel_shuffle(x.repeat(1, 2, 1, 1), 2)), "."),
+        (Do(lambda x: F.pixel_shuffle(x.transpose(1, 3), 8)), "resized along axes that are not the picture's"),
+        (Do(lambda x: F.pixel_unshuffle(x.transpose(1, 3), 2)), "cells along axes that are not the picture's"),
     ],
 )
 def test_what_lies_nowhere_is_lost_with_the_reason(net: nn.Module, reason: str) -> None:

@@ -302,11 +302,23 @@ def _split(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str,
     return Lost("the map is cut into pieces") if isinstance(place, Place) and dim in place.axes else place
 
 
+def _pixel_unshuffle(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+    """Blocks of cells become channels of one: what a convolution of that kernel and stride reads."""
+    place, factor = places[0], args[1]
+    if not isinstance(place, Place):
+        return place
+    if place.axes != (-2, -1):
+        return Lost("cells along axes that are not the picture's become channels")
+    return place.move(place.down.conv(factor, factor), place.across.conv(factor, factor))
+
+
 def _resize(smooth: bool) -> Rule:
     def rule(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
         place = places[0]
         if not isinstance(place, Place):
             return place
+        if place.axes != (-2, -1):
+            return Lost("a map is resized along axes that are not the picture's")
         if smooth and args[2] is True:
             return Lost("an interpolation with align_corners moves cells by an amount that depends on the size")
         grids = []
@@ -392,7 +404,9 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (aten.clone, aten.detach, aten.alias, aten._to_copy, aten.expand, aten.lift_fresh, aten.contiguous), _keep
     ),
-    aten.upsample_nearest2d: _resize(smooth=False),
+    aten.pixel_unshuffle: _pixel_unshuffle,
+    # Channels of a cell become cells of a block, each of which reads that one cell, as a repeated one does.
+    **dict.fromkeys((aten.pixel_shuffle, aten.upsample_nearest2d), _resize(smooth=False)),
     aten.upsample_bilinear2d: _resize(smooth=True),
 }
 
