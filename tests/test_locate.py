@@ -56,6 +56,15 @@ def assign(x: Tensor, rows: slice, value: Tensor | float) -> Tensor:
     return x
 
 
+def fill(x: Tensor, f: nn.Module) -> Tensor:
+    """Buffers that are no maps yet, on the picture's device and on another."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y.copy_(f(x))
+    z = torch.zeros(x.shape, dtype=x.dtype)
+    z.copy_(f(y))
+    return z + y.relu_() + torch.zeros_like(y).copy_(x)
+
+
 def view_and_write(x: Tensor, f: nn.Module) -> Tensor:
     """The view, taken before, shows the convolution."""
     y = x.clone()
@@ -128,12 +137,13 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "channels taken apart and stacked": lambda: Do(lambda x, f: torch.stack(f(x).unbind(1)[::-1], 1), conv()),
     "stacked behind the columns": lambda: Do(lambda x, f: torch.stack([x, f(x)], -1).sum(-1), conv()),
     "torch's channel shuffle": lambda: Do(lambda x, f: F.channel_shuffle(f(x), 2), conv()),
+    "a buffer that is filled": lambda: Do(fill, conv()),
     "a view of what is then written": lambda: Do(view_and_write, conv()),
-    "pixel unshuffle": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * C, C, 1)),
     "scaled by a parameter": lambda: Do(lambda x, f: x * f.bias.view(1, -1, 1, 1) + 0.5, conv()),
     "a real constant": lambda: Do(lambda x: x - torch.tensor([0.5, 0.25], dtype=x.dtype).view(1, 2, 1, 1)),
 }
 UNEVEN: dict[str, Callable[[], nn.Module]] = {
+    "pixel unshuffle": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * C, C, 1)),
     "pixel shuffle": lambda: nn.Sequential(nn.Conv2d(C, 4 * C, 1), nn.PixelShuffle(2)),
     "nearest": lambda: nn.Upsample(scale_factor=2, mode="nearest"),
     "bilinear": lambda: nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
@@ -218,6 +228,19 @@ class Excite(nn.Module):
         return x * self.gate(F.adaptive_avg_pool2d(x, 1)).sigmoid()
 
 
+def gate_of_a_buffer(x: Tensor) -> Tensor:
+    y = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    view = y.permute(0, 2, 3, 1)
+    y.add_(x)
+    return x * view.mean((1, 2))[:, :, None, None]
+
+
+def gate_of_a_real_buffer(x: Tensor) -> Tensor:
+    y = torch.zeros(x.shape, dtype=x.dtype)
+    y.copy_(x)
+    return x * y.mean((2, 3), keepdim=True)
+
+
 def gate_behind_a_view(x: Tensor) -> Tensor:
     y = x.clone()
     view = y[:, :C]
@@ -239,6 +262,12 @@ def gate_behind_a_view(x: Tensor) -> Tensor:
         Do(lambda x: x / x.norm()),
         Do(lambda x: x / x.std()),
         Do(gate_behind_a_view),
+        Do(gate_of_a_buffer),
+        Do(gate_of_a_real_buffer),
+        Do(lambda x: x - x[..., :1]),
+        Do(lambda x: F.conv2d(x, x.mean((0, 2, 3)).repeat(C).view(C, C, 1, 1))),
+        Do(lambda x: F.conv2d(x, torch.ones(C, C, 1, 1, dtype=x.dtype), x.mean((0, 2, 3)))),
+        Do(lambda x: F.linear(x.permute(0, 2, 3, 1), x.mean((0, 2, 3)).repeat(C).view(C, C)).permute(0, 3, 1, 2)),
     ],
     ids=[
         "squeeze and excite",
@@ -252,6 +281,12 @@ def gate_behind_a_view(x: Tensor) -> Tensor:
         "norm",
         "standard deviation",
         "seen through a view",
+        "through a buffer",
+        "through a real buffer",
+        "the first column",
+        "kernels of the picture",
+        "bias of the picture",
+        "a linear layer's weights of the picture",
     ],
 )
 def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(net: nn.Module) -> None:
@@ -263,6 +298,12 @@ def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(n
 
 
 # What lies nowhere
+
+
+def double_each(x: Tensor) -> Tensor:
+    y = x.clone()
+    torch._foreach_mul_([y], 2.0)
+    return y
 
 
 @pytest.mark.parametrize(
@@ -293,6 +334,14 @@ def test_what_reads_the_whole_picture_keeps_its_cells_and_has_no_bounded_field(n
         (Do(lambda x: x.gather(1, torch.ones(2, 1, 64, 64, dtype=torch.long))), "a constant of a fixed size"),
         (Do(lambda x: x.unbind(3)[0]), "one row or column of the map is picked"),
         (Do(lambda x: torch.stack([x, torch.ones(1, 1, 1, 1).expand_as(x)])), "stacked with a constant"),
+        (Do(lambda x: x[..., :1].expand(-1, -1, -1, 64)), "one row or column is repeated"),
+        (Do(lambda x: x[..., :1] * torch.ones(64)), "one row or column is repeated"),
+        (Do(lambda x: F.channel_shuffle(x.permute(0, 2, 3, 1), 2)), "treated as channels"),
+        (Do(lambda x, f: f(x.permute(0, 2, 3, 1)), nn.BatchNorm2d(64)), "treated as channels"),
+        (Do(lambda x: x.clone().unsqueeze_(-1)), "a map gets other axes in place"),
+        (Do(lambda x: x.clone().transpose_(2, 3)), "a map gets other axes in place"),
+        (Do(double_each), "writes to a map"),
+        (Do(lambda x: F.interpolate(x, scale_factor=2.01)), "a factor that is not whole"),
         (Do(lambda x: x.argmax()), "a mean or maximum over the whole picture"),
         (Do(lambda x: x[..., ::2, ::2] + x[..., :32, :32]), "their cells lie on different pixels"),
         (Do(lambda x: F.interpolate(x, size=(50, 50), mode="bilinear")), "a factor that is not whole"),

@@ -256,7 +256,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "transposed convolution, stride 1": (lambda: nn.ConvTranspose2d(C, C, 3), "'1' (ConvTranspose2d) has no rarefied"),
     "pixel unshuffle": (
         lambda: Do(lambda x: F.pixel_unshuffle(x[..., 1:, 1:], 2)),
-        "(pixel_unshuffle) cannot be rarefied",
+        "(pixel_unshuffle) has no rarefied equal",
     ),
     "reflection": (lambda: nn.ReflectionPad2d(1), "'1' (ReflectionPad2d) has no rarefied equal"),
     "functional reflection": (lambda: Do(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")), "(pad) has no rarefied"),

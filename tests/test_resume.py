@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from fullyconv import checkpoint, fitting
 from fullyconv.building import build
 from fullyconv.config import DataConfig, FitConfig, Recipe
 from fullyconv.datasets import dataset
-from fullyconv.errors import ConfigError, DatasetError
+from fullyconv.errors import ConfigError
 from fullyconv.events import Evaluated, Event, Saved, Step
 from fullyconv.fitting import fit
 from fullyconv.learner import Learner
@@ -313,10 +314,50 @@ def test_a_folder_that_has_moved_is_gone_on_with(data: Path, tmp_path: Path) -> 
     assert Recipe.read(tmp_path / "run" / "recipe.json").stages[0].data.root == str(there)
 
 
-def test_a_folder_that_is_gone_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+def test_a_folder_has_not_moved_where_the_run_has_not_recorded_its_pictures(data: Path, tmp_path: Path) -> None:
+    here = shutil.copytree(data, tmp_path / "here")
     break_off(on(data), tmp_path / "run")
-    with pytest.raises(DatasetError, match="elsewhere"):
-        train(on(tmp_path / "elsewhere"), out=tmp_path / "run", resume=True)
+    path = tmp_path / "run" / "run.json"
+    facts = json.loads(path.read_text())
+    del facts["stages"]["8s"]["pictures"]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"stages\.0\.data\.root differs"):
+        train(on(here), out=tmp_path / "run", resume=True)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"stages\.0\.data\.root differs"):
+        train(on(here), out=tmp_path / "run", resume=True)
+
+
+def test_generated_scenes_are_not_moved(tmp_path: Path) -> None:
+    break_off(recipe(), tmp_path / "run")
+    (stage,) = recipe().stages
+    other = stage.data.model_copy(update={"root": DATA.root.replace("48x64", "64x80")})
+    with pytest.raises(ConfigError, match=r"stages\.0\.data\.root differs"):
+        train(Recipe(stages=(stage.model_copy(update={"data": other}),)), out=tmp_path / "run", resume=True)
+
+
+def test_two_folders_of_the_same_names_stay_two(data: Path, tmp_path: Path) -> None:
+    """Pictures in two sizes, say, of which names tell nothing."""
+    one, two, third = (shutil.copytree(data, tmp_path / name) for name in ("one", "two", "third"))
+
+    def both(first: Path, second: Path) -> Recipe:
+        stage, again = on(first).stages[0], on(second).stages[0]
+        return Recipe(stages=(stage, again.model_copy(update={"name": "again"})))
+
+    break_off(both(one, two), tmp_path / "run")
+    before = (tmp_path / "run" / "recipe.json").read_bytes()
+    for first, second in ((one, one), (two, two), (third, third)):
+        with pytest.raises(ConfigError, match=r"data\.root differs"):
+            train(both(first, second), out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "recipe.json").read_bytes() == before
+    train(both(third, two), out=tmp_path / "run", resume=True)
+
+
+def test_notes_beside_a_model_of_a_stage_that_is_done_are_in_nobodys_way(tmp_path: Path) -> None:
+    train(recipe(), out=tmp_path / "run")
+    (tmp_path / "run" / "8s" / "best" / "notes.txt").write_text("mine")
+    train(recipe(), out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "8s" / "best" / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -324,6 +365,7 @@ def test_a_folder_that_is_gone_is_not_gone_on_with(data: Path, tmp_path: Path) -
     [
         ("missing", r"began with 6 pictures of train and would go on with 5: .*0.* is missing"),
         ("new", r"began with 6 pictures of train and would go on with 7: .*another.* is new"),
+        ("order", r"would go on with 6: their order is another"),
         ("classes", r"began with other classes of head 'out': sky, road, cat"),
     ],
 )
@@ -336,6 +378,11 @@ def test_other_pictures_are_not_gone_on_with(data: Path, tmp_path: Path, change:
             first.unlink()
         elif change == "new":
             shutil.copy(first, first.with_name("another.png"))
+    if change == "order":
+        path = tmp_path / "run" / "run.json"  # as a list whose lines were sorted since
+        facts = json.loads(path.read_text())
+        facts["stages"]["8s"]["pictures"]["train"].reverse()
+        path.write_text(json.dumps(facts))
     if change == "classes":
         (here / "classes.txt").write_text("road\nsky\ncat\n")
     before = (tmp_path / "run" / "recipe.json").read_bytes()

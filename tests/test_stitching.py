@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -239,6 +240,28 @@ def test_a_picture_of_which_a_shift_leaves_too_little_is_refused() -> None:
     with pytest.raises(SurgeryError, match=r"a 5x6 picture leaves too little .* does not run on a 2x3 picture"):
         shift_and_stitch(net, torch.rand(1, C, 5, 6))
     assert shift_and_stitch(net, torch.rand(1, C, 6, 7)).shape == (1, 2, 6, 7)
+
+
+@pytest.mark.parametrize("finer", [nn.PixelShuffle(2), nn.Upsample(scale_factor=2), "transposed"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 42)])
+def test_a_map_made_of_coarser_ones_is_stitched_as_far_as_all_shifts_fill_it(
+    finer: nn.Module | str, size: tuple[int, int]
+) -> None:
+    """A cut by a pixel costs such a net several cells at once."""
+    layer = nn.ConvTranspose2d(8, 2, 2, 2) if isinstance(finer, str) else finer
+    net = nn.Sequential(nn.Conv2d(C, 8, 4, 4), layer).double()
+    image = torch.rand(1, C, *size, dtype=torch.float64)
+    stitched = shift_and_stitch(net, image)
+    rows, columns = stitched.shape[2:]
+    for a, b in itertools.product(range(2), repeat=2):
+        part = net(image[..., a:, b:])
+        filled = stitched[..., a::2, b::2]
+        assert torch.equal(part[..., : filled.shape[2], : filled.shape[3]], filled)
+    gaps = [
+        min(net(image[..., a:, :]).shape[2] * 2 + a for a in range(2)),
+        min(net(image[..., b:]).shape[3] * 2 + b for b in range(2)),
+    ]
+    assert [rows, columns] == gaps
 
 
 def test_the_layer_at_fault_is_named() -> None:

@@ -33,8 +33,8 @@ class Locating(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         # The tensor is kept beside its place, since an id is only good while its object lives. Meta tensors are free.
         self._places: dict[int, tuple[Tensor, Where]] = {}
-        # The views of each tensor that lies somewhere, by its id: what is written to it is read through them.
-        self._views: dict[int, list[Tensor]] = {}
+        # The views of each tensor, by its id: what is written to it is read through them.
+        self._views: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def put(self, tensor: Tensor, where: Where) -> None:
         self._places[id(tensor)] = (tensor, where)
@@ -49,23 +49,39 @@ class Locating(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         places = [place for leaf in tree_leaves((args, kwargs)) if (place := self.of(leaf)) is not None]
+        written = _written(func, args, kwargs)
+        before = [(tensor.shape, tensor.stride()) for tensor in written]
         if places:
             # Constants that are neither parameters nor buffers are still real.
-            args, kwargs = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, self._to_meta, (args, kwargs))
         result = func(*args, **kwargs)
-        if places:
-            for out in tree_leaves(result):
-                if not isinstance(out, Tensor):
-                    continue
-                self.put(out, where_of(func, self.of, places, args, kwargs, out))
-                if func.is_view and self.of(args[0]) is not None:
-                    self._views.setdefault(id(_base(args[0])), []).append(out)
-                if func._schema.is_mutable:
-                    base = _base(out)
-                    for other in (base, *self._views.get(id(base), ())):
-                        if other is not out:
-                            self._write(other, out)
+        outs = [out for out in tree_leaves(result) if isinstance(out, Tensor)]
+        if func.is_view:
+            base = _base(args[0])
+            self._views.setdefault(id(base), (base, []))[1].extend(outs)
+        if not places:
+            return result
+        wheres = [where_of(func, self.of, places, args, kwargs, out) for out in outs]
+        for out, where in zip(outs, wheres, strict=True):
+            self.put(out, where)
+        for tensor, layout in zip(written, before, strict=True):
+            if (tensor.shape, tensor.stride()) != layout:
+                self.put(tensor, Lost("a map gets other axes in place"))
+            elif not any(tensor is out for out in outs):
+                self.put(tensor, wheres[0] if len(wheres) == 1 else Lost(f"{func.overloadpacket} writes to a map"))
+            base = _base(tensor)
+            for other in (base, *self._views.get(id(base), (base, []))[1]):
+                if other is not tensor:
+                    self._write(other, tensor)
         return result
+
+    def _to_meta(self, tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            return tensor
+        meta, where = tensor.to("meta"), self.of(tensor)
+        if where is not None:
+            self.put(meta, where)
+        return meta
 
     def _write(self, tensor: Tensor, part: Tensor) -> None:
         """Say where a tensor lies of whose memory a part, all of its rows and columns or not, was written in place."""
@@ -95,10 +111,22 @@ class _LinearPerPosition(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is F.linear:
-            place = self.locating.of(args[0] if args else (kwargs or {}).get("input"))
+            given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **(kwargs or {})}
+            place, *weights = (self.locating.of(given.get(name)) for name in ("input", "weight", "bias"))
             if isinstance(place, Place) and -1 not in place.axes:
-                self.locating.put(result, place)
+                # Weights made of the picture have seen all of it.
+                self.locating.put(result, place if weights == [None, None] else place.unbounded())
         return result
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation writes to, by its schema."""
+    if not func._schema.is_mutable:
+        return []
+    named = [argument for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write]
+    order = [argument.name for argument in func._schema.arguments]
+    values = [kwargs.get(a.name, args[i] if (i := order.index(a.name)) < len(args) else None) for a in named]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _base(tensor: Tensor) -> Tensor:

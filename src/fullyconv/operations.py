@@ -50,9 +50,15 @@ def _lost(places: list[Where]) -> Lost | None:
 
 
 def _pointwise(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
-    positioned = [p for p in places if isinstance(p, Place)]
+    # One row or column beside a whole map is read by all of its cells.
+    repeated = [
+        place
+        for leaf in tree_leaves((args, kwargs))
+        if isinstance(leaf, Tensor) and isinstance(place := of(leaf), Place) and _is_repeated(leaf, out, place)
+    ]
+    positioned = [p for p in places if isinstance(p, Place) and not any(p is one for one in repeated)]
     if not positioned:
-        return places[0]
+        return Lost("one row or column is repeated") if repeated else places[0]
     first = positioned[0]
     if any(p.axes != first.axes for p in positioned):
         return Lost("maps with different axes are combined")
@@ -68,6 +74,11 @@ def _pointwise(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[
     return joined.unbounded() if len(positioned) < len(places) else joined
 
 
+def _is_repeated(tensor: Tensor, out: Tensor, place: Place) -> bool:
+    """Whether a map of one row or column becomes one of several."""
+    return any(tensor.shape[axis] == 1 and out.dim() >= -axis and out.shape[axis] > 1 for axis in place.axes)
+
+
 def _convolution(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
     place = of(args[0])
     if not isinstance(place, Place):
@@ -78,7 +89,9 @@ def _convolution(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dic
     grids = []
     for grid, k, s, p, d in zip((place.down, place.across), kernel, strides, paddings, dilations, strict=True):
         grids.append(grid.deconv(d * (k - 1) + 1, s, p) if args[6] else grid.conv(k, s, p, d))
-    return place.move(*grids)
+    moved = place.move(*grids)
+    # Weights made of the picture, as by a gate over kernels, have seen all of it.
+    return moved if of(args[1]) is None and of(args[2]) is None else moved.unbounded()
 
 
 def _pool(has_dilation: bool) -> Rule:
@@ -113,10 +126,18 @@ def _keep(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _batch_norm(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
-    place = places[0]
+    place = _by_channel(of, places, args, kwargs, out)
     # aten's variants agree on nothing but that an evaluating one has no flag, or a false one.
     training = any(a is True for a in args[3:]) or kwargs.get("training", False)
     return place.unbounded() if isinstance(place, Place) and training else place
+
+
+def _by_channel(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+    """What treats each entry of the second axis by its own numbers."""
+    place = places[0]
+    if isinstance(place, Place) and 1 - args[0].dim() in place.axes:
+        return Lost("rows or columns of the map are treated as channels")
+    return place
 
 
 def _whole_picture(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
@@ -180,7 +201,8 @@ def _volume_pool(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dic
     """A pool over channels alone, as in torch's local response normalisation, moves no rows or columns."""
     place, kernel = places[0], args[1]
     stride = _argument(args, kwargs, 2, "stride", None) or kernel
-    if isinstance(place, Place) and any((kernel[axis], stride[axis]) != (1, 1) for axis in place.axes):
+    kernel, stride = ([*sizes] * (3 // len(sizes)) for sizes in (kernel, stride))  # one for all axes, or one for each
+    if isinstance(place, Place) and any((kernel[axis], stride[axis]) != (1, 1) for axis in place.axes if axis >= -3):
         return Lost("a pooling over a volume")
     return place
 
@@ -269,6 +291,21 @@ def _repeat(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str
     return place
 
 
+def _expand(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+    place = places[0]
+    return (
+        Lost("one row or column is repeated")
+        if isinstance(place, Place) and _is_repeated(args[0], out, place)
+        else place
+    )
+
+
+def _copy(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
+    """What is copied decides; what was there before is gone."""
+    source = of(args[1])
+    return places[0] if source is None else _pointwise(of, [source], args[1:], kwargs, out)
+
+
 def _along(operation: Any, index: int = 1, name: str = "dim", default: Any = -1) -> Rule:
     """An operation along the axes that the argument ``index`` names: elsewhere it moves nothing."""
 
@@ -321,9 +358,11 @@ def _resize(smooth: bool) -> Rule:
             return Lost("a map is resized along axes that are not the picture's")
         if smooth and args[2] is True:
             return Lost("an interpolation with align_corners moves cells by an amount that depends on the size")
+        # Where a scale is given, torch computes with it, and rounds only the size.
+        scales = [number for number in tree_leaves((args[1:], kwargs)) if isinstance(number, float)]
         grids = []
         for grid, n_in, n_out in zip((place.down, place.across), args[0].shape[-2:], out.shape[-2:], strict=True):
-            if n_out % n_in:
+            if n_out % n_in or not all(scale.is_integer() for scale in scales):
                 return Lost("a map is resized by a factor that is not whole")
             f = n_out // n_in
             fine = grid.stride / f
@@ -342,9 +381,9 @@ _RULES: dict[Any, Rule] = {
     aten.constant_pad_nd: _pad,
     aten.reflection_pad2d: _pad,
     aten.replication_pad2d: _pad,
-    aten._native_batch_norm_legit_no_training: _keep,
+    aten._native_batch_norm_legit_no_training: _by_channel,
     aten._native_batch_norm_legit: _batch_norm,
-    aten._batch_norm_no_update: _keep,
+    aten._batch_norm_no_update: _by_channel,
     aten.native_batch_norm: _batch_norm,
     aten.native_layer_norm: _layer_norm,
     aten._fused_rms_norm: _layer_norm,
@@ -378,12 +417,14 @@ _RULES: dict[Any, Rule] = {
     ),
     # Element-wise in fact, though not by their tags.
     **dict.fromkeys(
-        (aten.hardswish, aten._prelu_kernel, aten.log_sigmoid_forward, aten.rsub, aten.copy, aten.rrelu_with_noise),
+        (aten.hardswish, aten._prelu_kernel, aten.log_sigmoid_forward, aten.rsub, aten.rrelu_with_noise),
         _pointwise,
     ),
-    **dict.fromkeys((aten.native_channel_shuffle, aten.channel_shuffle), _keep),
+    **dict.fromkeys((aten.native_channel_shuffle, aten.channel_shuffle), _by_channel),
     # Constants, but as large as the map.
     **dict.fromkeys((aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like), _keep),
+    aten.copy: _copy,
+    aten.expand: _expand,
     aten.index: _index,
     aten.repeat: _repeat,
     **{
@@ -401,9 +442,7 @@ _RULES: dict[Any, Rule] = {
     aten.slice: _slice,
     aten.select: _select,
     **dict.fromkeys((aten.split, aten.split_with_sizes), _split),
-    **dict.fromkeys(
-        (aten.clone, aten.detach, aten.alias, aten._to_copy, aten.expand, aten.lift_fresh, aten.contiguous), _keep
-    ),
+    **dict.fromkeys((aten.clone, aten.detach, aten.alias, aten._to_copy, aten.lift_fresh, aten.contiguous), _keep),
     aten.pixel_unshuffle: _pixel_unshuffle,
     # Channels of a cell become cells of a block, each of which reads that one cell, as a repeated one does.
     **dict.fromkeys((aten.pixel_shuffle, aten.upsample_nearest2d), _resize(smooth=False)),

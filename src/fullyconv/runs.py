@@ -16,7 +16,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -53,7 +53,7 @@ class Run:
     Raises:
         ConfigError: there is a run and ``resume`` is False, or it is a run of another recipe or on other pictures; or
             there is a model, or something else that the run would replace.
-        CheckpointError: the same of the folder of a stage's model.
+        CheckpointError: the same of the folder of a model of a stage that is still to learn.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, resume: bool) -> None:
@@ -71,22 +71,24 @@ class Run:
         if self.resumed and not resume:
             raise ConfigError(f"{folder}: holds a run; resume it, or choose another folder", where="out")
         if self.resumed:
-            for where in _differences(Recipe.read(path), recipe):
+            before = _facts_of(folder)
+            for where in _differences(Recipe.read(path), recipe, moved=_moved(Recipe.read(path), recipe, before)):
                 raise ConfigError(
                     f"{folder}: {where} differs from the run's own recipe.json; resume with the same recipe, or choose "
                     "another folder",
                     where=where,
                 )
-            _refuse_other_pictures(folder, facts)
+            _refuse_other_pictures(folder, before, facts)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"{folder}: cannot be made a folder for the run: {error.strerror or error}; name another", where="out"
             ) from None
-        for stage in recipe.stages:
-            for name in ("best", "last"):
-                refuse_others(folder / stage.name / name)  # before it learns, since the model could not be kept
+        for place in (folder / stage.name for stage in recipe.stages):
+            if not (place / "results.json").exists():
+                for name in ("best", "last"):
+                    refuse_others(place / name)  # before it learns, since the model could not be kept
         with writing(folder):
             for place in (folder, *(folder / stage.name for stage in recipe.stages)):
                 tidy(place)
@@ -216,26 +218,45 @@ def versions() -> dict[str, str]:
     }
 
 
-def _differences(before: Config, now: Config) -> list[str]:
-    """Dotted paths of settings that differ, but for those of `MAY_CHANGE`."""
+def _differences(before: Config, now: Config, *, moved: Collection[str]) -> list[str]:
+    """Dotted paths of settings that differ, but for ``moved`` and those of `MAY_CHANGE`."""
     old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
     differ = sorted(where for where in old.keys() | new.keys() if old.get(where) != new.get(where))
     # A preprocessing that a run did not record is what its weights tell of, as it was then.
     unset = tuple(where for where, value in old.items() if value is None and where.endswith(".input"))
     told = tuple(f"{where}." for where in unset)
     differ = [where for where in differ if where not in unset and not where.startswith(told)]
-    moved = {where for where in differ if where.endswith(".data.root") and Path(str(new.get(where))).exists()}
     return [where for where in differ if where not in moved and where.split(".", 2)[-1] not in MAY_CHANGE]
 
 
-def _refuse_other_pictures(folder: Path, facts: Mapping[str, Any]) -> None:
+def _moved(before: Recipe, now: Recipe, facts: Mapping[str, Any]) -> set[str]:
+    """Dotted paths of the folders of data that may have moved: the run has recorded which pictures they held.
+
+    Names are all that is compared, so folders that were two stay two: they may hold the same names in two sizes.
+    """
+    roots = [(old.data.root, new.data.root) for old, new in zip(before.stages, now.stages, strict=False)]
+    if not len(set(roots)) == len({old for old, _ in roots}) == len({new for _, new in roots}):
+        return set()
+    return {
+        f"stages.{number}.data.root"
+        for number, stage in enumerate(now.stages)
+        if "pictures" in facts.get(stage.name, {}) and Path(stage.data.root).exists()
+    }
+
+
+def _facts_of(folder: Path) -> Mapping[str, Any]:
+    """What a run has recorded of the data of each stage."""
+    path = folder / "run.json"
+    facts: Mapping[str, Any] = read_json(path).get("stages", {}) if path.exists() else {}
+    return facts
+
+
+def _refuse_other_pictures(folder: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Refuse to go on with a run on pictures that are not those, by name and order, with which it began.
 
     Raises:
         ConfigError: they are others, or their classes are.
     """
-    path = folder / "run.json"
-    before = read_json(path).get("stages", {}) if path.exists() else {}
     for stage, now in facts.items():
         then = before.get(stage, {})
         for split, old in then.get("pictures", {}).items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,6 @@ from fullyconv.locate import locate, locate_outputs
 from fullyconv.places import Lost, Place
 from fullyconv.rarefaction import first_unbounded
 from fullyconv.tracing import place_of, trace
-
-if TYPE_CHECKING:
-    from fullyconv.geometry import Grid
 
 Pair = tuple[int, int]
 
@@ -60,7 +56,9 @@ def shift_and_stitch(net: nn.Module, image: Tensor, *, stride: int = 1) -> Tenso
     """
     if image.dim() != 4:
         raise ConfigError(f"image: got shape {tuple(image.shape)}; expected (B, C, H, W)", where="image")
-    shape, (down, across) = _map_of(net, image)
+    shape, place = _map_of(net, image)
+    down, across = place.down, place.across
+    coarser = place.alignment > math.lcm(int(down.stride), int(across.stride))
     coarsest = max(down.stride, across.stride)
     if stride < 1 or coarsest % stride:
         raise ConfigError(
@@ -70,7 +68,7 @@ def shift_and_stitch(net: nn.Module, image: Tensor, *, stride: int = 1) -> Tenso
         )
     steps = [math.gcd(int(grid.stride), stride) for grid in (down, across)]
     factors = [int(grid.stride) // step for grid, step in zip((down, across), steps, strict=True)]
-    lengths = [_length(net, image, shape, axis, steps[axis], factors[axis]) for axis in (0, 1)]
+    lengths = [_length(net, image, shape, axis, steps[axis], factors[axis], coarser=coarser) for axis in (0, 1)]
     shifts = [min(factor, length) for factor, length in zip(factors, lengths, strict=True)]
     smallest = [n - (count - 1) * step for n, count, step in zip(image.shape[2:], shifts, steps, strict=True)]
     try:
@@ -99,11 +97,15 @@ def shift_and_stitch(net: nn.Module, image: Tensor, *, stride: int = 1) -> Tenso
     return stitched
 
 
-def _length(net: nn.Module, image: Tensor, shape: Pair, axis: int, step: int, factor: int) -> int:
-    """Rows (axis 0) or columns that the maps of all shifts fill without a gap, in cells ``step`` pixels apart."""
+def _length(net: nn.Module, image: Tensor, shape: Pair, axis: int, step: int, factor: int, *, coarser: bool) -> int:
+    """Rows (axis 0) or columns that the maps of all shifts fill without a gap, in cells ``step`` pixels apart.
 
-    def is_short(shift: int) -> bool:
-        """Whether a picture cut by so many steps has fewer cells than the whole one; no tensor is computed."""
+    Args:
+        coarser: whether maps inside the net are coarser than its result.
+    """
+
+    def cells(shift: int) -> int:
+        """Of the map of a picture that is cut by so many steps; no tensor is computed."""
         size = [image.shape[2], image.shape[3]]
         size[axis] -= shift * step
         try:
@@ -111,18 +113,22 @@ def _length(net: nn.Module, image: Tensor, shape: Pair, axis: int, step: int, fa
         except SurgeryError:
             if shape[axis] > 1:
                 raise
-            return True  # torch refuses a map without cells
-        return cut.shape[2 + axis] < shape[axis]
+            return 0  # torch refuses a map without cells
+        return cut.shape[2 + axis]
 
     possible = min(factor, -(-image.shape[2 + axis] // step))
-    # A cut by less than a stride costs one cell at most, and the first that costs one leaves the first gap.
-    length = (shape[axis] - 1) * factor + bisect.bisect_left(range(possible), True, key=is_short)
+    if coarser:
+        length = min(cells(shift) * factor + shift for shift in range(possible))
+    else:
+        # A cut by less than a stride costs one cell at most, and the first that costs one leaves the first gap.
+        short = bisect.bisect_left(range(possible), True, key=lambda shift: cells(shift) < shape[axis])
+        length = (shape[axis] - 1) * factor + short
     # A picture smaller than the stride has no pixel left for some shifts.
     return length if possible == factor else min(length, possible)
 
 
-def _map_of(net: nn.Module, image: Tensor) -> tuple[Pair, tuple[Grid, Grid]]:
-    """Rows and columns of the one map that a net returns, and where they lie.
+def _map_of(net: nn.Module, image: Tensor) -> tuple[Pair, Place]:
+    """Rows and columns of the one map that a net returns, and where it lies.
 
     Raises:
         SurgeryError: there is no such map, or its cells have no bounded window each.
@@ -156,7 +162,7 @@ def _map_of(net: nn.Module, image: Tensor) -> tuple[Pair, tuple[Grid, Grid]]:
             raise SurgeryError(
                 f"the cells of what {name} returns lie {grid.stride} pixels apart; expected a whole number"
             )
-    return (output.shape[2], output.shape[3]), (place.down, place.across)
+    return (output.shape[2], output.shape[3]), place
 
 
 def _first_unbounded(net: nn.Module, image: Tensor) -> str:

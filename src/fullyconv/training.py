@@ -74,6 +74,7 @@ def train(
     Raises:
         ConfigError: the recipe is at odds with the data, the machine or the run that is in ``out``.
         DatasetError: the data cannot be learnt from.
+        CheckpointError: no weights where they should be, or files of others where a model will be.
         TrainingError: the loss diverged.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved first.
     """
