@@ -107,7 +107,10 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out where it was interrupted.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in --out where it was interrupted; name DATA if it has moved."
+        ),
     ] = False,
     no_check: Annotated[
         bool,
