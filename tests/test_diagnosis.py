@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import miniatures as mini
@@ -112,6 +113,35 @@ def test_label_maps_that_can_be_read_are_found_where_others_would_read_them_othe
     assert (alpha.kind, alpha.severity, planted.below(root, alpha)) == ("alpha", "warning", (MAP,))
     assert (rgb.kind, rgb.severity, planted.below(root, rgb)) == ("rgb", "warning", ("labels/train/05.png",))
     assert "1 label maps hold colours, and the other 15 hold ids" in rgb.detail
+
+
+def test_palettes_that_show_ids_in_the_colours_of_other_classes_are_told(root: Path) -> None:
+    """The table exchanges two ids; the maps, as made by another tool, know better."""
+    names = (root / "classes.txt").read_text().split("\n")
+    entries = [{"id": i, "name": name, "colour": [10 * i, 200, 0]} for i, name in enumerate(names)]
+    (root / "classes.txt").unlink()
+
+    def write(order: Sequence[int]) -> None:
+        table = [{**entry, "id": number} for entry, number in zip(entries, order, strict=True)]
+        (root / "classes.json").write_text(json.dumps(table))
+
+    shown = [number for entry in entries for number in entry["colour"]]
+    for path in root.glob("labels/*/*.png"):
+        image = Image.open(path)
+        image.putpalette([*shown, *[255] * (768 - len(shown))])
+        image.save(path)
+    ids = list(range(len(names)))
+    write(ids)
+    assert planted.found(root) == []
+    write([0, 2, 1, *ids[3:]])
+    learnt, scored = (finding for finding in planted.found(root) if finding.kind != "absent")
+    assert (learnt.kind, learnt.severity, len(learnt.files)) == ("palette", "warning", 16)
+    assert (scored.kind, len(scored.files)) == ("palette", 8)
+    said = f"shows id 1, which the table calls {names[2]!r}, in the table's colour of {names[1]!r} (id 2); so do 16 of"
+    assert said in learnt.detail
+    (root / "classes.json").unlink()
+    (root / "classes.txt").write_text("\n".join(names))
+    assert planted.found(root) == []  # a table without colours says nothing of them
 
 
 def test_two_label_maps_of_each_others_size_are_exchanged(root: Path) -> None:

@@ -8,6 +8,7 @@ moved by one, exchanged label maps) is found by comparing them with the others.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import numpy as np
 
 from fullyconv import census, duplicates, misfits
 from fullyconv.census import Counts
-from fullyconv.config import Classes, voc_colour
+from fullyconv.config import Classes, ClassInfo, voc_colour
 from fullyconv.datasets.base import SegmentationDataset
 from fullyconv.diagnosis import diagnose
 from fullyconv.duplicates import overlap
@@ -212,4 +213,25 @@ def _of_forms(forms: Mapping[str, Form], classes: Mapping[str, Classes]) -> list
         )
         detail = f"{len(coloured)} label maps hold colours, and {why}: {coloured[0]}"
         found.append(Finding("rgb", "warning", coloured, detail))
+    if own_colours and len(classes) == 1:
+        found += _of_palettes(forms, next(iter(classes.values())))
     return found
+
+
+def _of_palettes(forms: Mapping[str, Form], table: Classes) -> list[Finding]:
+    """Label maps whose palettes show ids in the colours of other classes, two at least: one may be unused."""
+    colours = Counter(entry.colour for entry in table.entries)
+    by_colour = {entry.colour: entry for entry in table.entries if colours[entry.colour] == 1}
+    contrary: dict[str, list[tuple[ClassInfo, ClassInfo]]] = {}
+    for path, form in forms.items():
+        shown = [(e, by_colour.get(form.palette[e.id], e)) for e in table.entries if e.id < len(form.palette)]
+        if len(other := [(entry, like) for entry, like in shown if like is not entry]) > 1:
+            contrary[path] = other
+    if not contrary:
+        return []
+    path, ((entry, like), *_) = next(iter(contrary.items()))
+    detail = (
+        f"{path}: its palette shows id {entry.id}, which the table calls {entry.name!r}, in the table's colour of "
+        f"{like.name!r} (id {like.id}); so do {len(contrary)} of {len(forms)} label maps for some ids"
+    )
+    return [Finding("palette", "warning", tuple(contrary), detail)]

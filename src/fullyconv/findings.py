@@ -76,6 +76,11 @@ KINDS: Mapping[str, Kind] = {
         "save ids in one opaque channel",
         "written without transparency where the ids do not depend on it, else the pair is left out",
     ),
+    "palette": Kind(
+        "label maps whose palette shows ids in the colours that the table gives to other classes",
+        "if the palette is right, classes are learnt under each other's names",
+        "look at one of them beside its picture; correct the ids in the table, or the palette",
+    ),
     "lossy": Kind(
         "a label map in JPEG, or another format that does not keep numbers",
         "compression invents ids along every edge",
