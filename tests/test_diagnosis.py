@@ -139,6 +139,13 @@ def test_palettes_that_show_ids_in_the_colours_of_other_classes_are_told(root: P
     assert (scored.kind, len(scored.files)) == ("palette", 8)
     said = f"shows id 1, which the table calls {names[2]!r}, in the table's colour of {names[1]!r} (id 2); so do 16 of"
     assert said in learnt.detail
+    entries[0]["colour"] = [0, 0, 0]
+    write(ids)
+    for path in root.glob("labels/*/*.png"):
+        image = Image.open(path)
+        image.putpalette([0] * 768)
+        image.save(path)
+    assert planted.found(root) == []  # a palette that nobody has set, beside a black class
     (root / "classes.json").unlink()
     (root / "classes.txt").write_text("\n".join(names))
     assert planted.found(root) == []  # a table without colours says nothing of them

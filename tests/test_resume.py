@@ -16,7 +16,7 @@ import torch
 
 from fullyconv import checkpoint, fitting
 from fullyconv.building import build
-from fullyconv.config import DataConfig, FitConfig, Recipe
+from fullyconv.config import Classes, DataConfig, FitConfig, Recipe
 from fullyconv.datasets import dataset
 from fullyconv.errors import ConfigError
 from fullyconv.events import Evaluated, Event, Saved, Step
@@ -360,17 +360,27 @@ def test_notes_beside_a_model_of_a_stage_that_is_done_are_in_nobodys_way(tmp_pat
     assert (tmp_path / "run" / "8s" / "best" / "notes.txt").read_text() == "mine"
 
 
+def ignore(folder: Path, name: str) -> None:
+    """Write a table of four classes, of which one is ignored."""
+    table = Classes.of("sky", "road", "cat", "other").model_dump(mode="json")["entries"]
+    (folder / "classes.json").write_text(json.dumps([{**entry, "ignore": entry["name"] == name} for entry in table]))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ("missing", r"began with 6 pictures of train and would go on with 5: .*0.* is missing"),
         ("new", r"began with 6 pictures of train and would go on with 7: .*another.* is new"),
         ("order", r"would go on with 6: their order is another"),
-        ("classes", r"began with other classes of head 'out': sky, road, cat"),
+        ("classes", r"began with another table of classes of head 'out': 'sky' was id 0, colour"),
+        ("ignored", r"began with another table of classes of head 'out': 'cat' was id 2, colour"),
     ],
 )
 def test_other_pictures_are_not_gone_on_with(data: Path, tmp_path: Path, change: str, said: str) -> None:
     here = shutil.copytree(data, tmp_path / "here")
+    if change == "ignored":
+        (here / "classes.txt").unlink()
+        ignore(here, "other")
     break_off(on(here), tmp_path / "run")
     for kind in ("images", "labels"):
         first = here / kind / "train" / "0.png"
@@ -383,6 +393,8 @@ def test_other_pictures_are_not_gone_on_with(data: Path, tmp_path: Path, change:
         facts = json.loads(path.read_text())
         facts["stages"]["8s"]["pictures"]["train"].reverse()
         path.write_text(json.dumps(facts))
+    if change == "ignored":
+        ignore(here, "cat")
     if change == "classes":
         (here / "classes.txt").write_text("road\nsky\ncat\n")
     before = (tmp_path / "run" / "recipe.json").read_bytes()

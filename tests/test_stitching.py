@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -242,26 +243,31 @@ def test_a_picture_of_which_a_shift_leaves_too_little_is_refused() -> None:
     assert shift_and_stitch(net, torch.rand(1, C, 6, 7)).shape == (1, 2, 6, 7)
 
 
-@pytest.mark.parametrize("finer", [nn.PixelShuffle(2), nn.Upsample(scale_factor=2), "transposed"])
+@pytest.mark.parametrize(
+    ("finer", "factors"),
+    [
+        (lambda: nn.PixelShuffle(2), (2, 2)),
+        (lambda: nn.Upsample(scale_factor=2), (2, 2)),
+        (lambda: nn.ConvTranspose2d(8, 2, 2, 2), (2, 2)),
+        (lambda: nn.Upsample(scale_factor=(1.0, 2.0)), (4, 2)),
+        (lambda: nn.ConvTranspose2d(8, 2, (4, 1), (4, 1)), (1, 4)),
+    ],
+)
 @pytest.mark.parametrize("size", [(32, 32), (33, 42)])
 def test_a_map_made_of_coarser_ones_is_stitched_as_far_as_all_shifts_fill_it(
-    finer: nn.Module | str, size: tuple[int, int]
+    finer: Callable[[], nn.Module], factors: tuple[int, int], size: tuple[int, int]
 ) -> None:
     """A cut by a pixel costs such a net several cells at once."""
-    layer = nn.ConvTranspose2d(8, 2, 2, 2) if isinstance(finer, str) else finer
-    net = nn.Sequential(nn.Conv2d(C, 8, 4, 4), layer).double()
+    net = nn.Sequential(nn.Conv2d(C, 8, 4, 4), finer()).double()
     image = torch.rand(1, C, *size, dtype=torch.float64)
+    down, across = factors
     stitched = shift_and_stitch(net, image)
-    rows, columns = stitched.shape[2:]
-    for a, b in itertools.product(range(2), repeat=2):
-        part = net(image[..., a:, b:])
-        filled = stitched[..., a::2, b::2]
+    parts = {(a, b): net(image[..., a:, b:]) for a, b in itertools.product(range(down), range(across))}
+    for (a, b), part in parts.items():
+        filled = stitched[..., a::down, b::across]
         assert torch.equal(part[..., : filled.shape[2], : filled.shape[3]], filled)
-    gaps = [
-        min(net(image[..., a:, :]).shape[2] * 2 + a for a in range(2)),
-        min(net(image[..., b:]).shape[3] * 2 + b for b in range(2)),
-    ]
-    assert [rows, columns] == gaps
+    assert stitched.shape[2] == min(part.shape[2] * down + a for (a, _), part in parts.items())
+    assert stitched.shape[3] == min(part.shape[3] * across + b for (_, b), part in parts.items())
 
 
 def test_the_layer_at_fault_is_named() -> None:

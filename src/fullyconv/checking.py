@@ -224,7 +224,13 @@ def _of_palettes(forms: Mapping[str, Form], table: Classes) -> list[Finding]:
     by_colour = {entry.colour: entry for entry in table.entries if colours[entry.colour] == 1}
     contrary: dict[str, list[tuple[ClassInfo, ClassInfo]]] = {}
     for path, form in forms.items():
-        shown = [(e, by_colour.get(form.palette[e.id], e)) for e in table.entries if e.id < len(form.palette)]
+        # Entries of one colour are entries that nobody has set.
+        own = Counter(form.palette[e.id] for e in table.entries if e.id < len(form.palette))
+        shown = [
+            (e, by_colour.get(form.palette[e.id], e))
+            for e in table.entries
+            if e.id < len(form.palette) and own[form.palette[e.id]] == 1
+        ]
         if len(other := [(entry, like) for entry, like in shown if like is not entry]) > 1:
             contrary[path] = other
     if not contrary:

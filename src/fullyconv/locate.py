@@ -7,7 +7,7 @@ not, functional or not, and what is not understood is never guessed: the map's p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -33,11 +33,11 @@ class Locating(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         # The tensor is kept beside its place, since an id is only good while its object lives. Meta tensors are free.
         self._places: dict[int, tuple[Tensor, Where]] = {}
-        # The views of each tensor, by its id: what is written to it is read through them.
-        self._views: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self._memory = _Memory()
 
     def put(self, tensor: Tensor, where: Where) -> None:
         self._places[id(tensor)] = (tensor, where)
+        self._memory.share(tensor)
 
     def of(self, tensor: Any) -> Where | None:
         """Where a tensor lies; None if it does not come from the picture."""
@@ -49,54 +49,119 @@ class Locating(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         places = [place for leaf in tree_leaves((args, kwargs)) if (place := self.of(leaf)) is not None]
-        written = _written(func, args, kwargs)
-        before = [(tensor.shape, tensor.stride()) for tensor in written]
+        written = [(tensor, self.of(tensor), tensor.shape, tensor.stride()) for tensor in _written(func, args, kwargs)]
+        viewed = args[0] if func.is_view else None
         if places:
             # Constants that are neither parameters nor buffers are still real.
-            args, kwargs = tree_map_only(Tensor, self._to_meta, (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, self._on_meta, (args, kwargs))
         result = func(*args, **kwargs)
         outs = [out for out in tree_leaves(result) if isinstance(out, Tensor)]
-        if func.is_view:
-            base = _base(args[0])
-            self._views.setdefault(id(base), (base, []))[1].extend(outs)
+        if viewed is not None:
+            self._memory.share(viewed, *outs)
         if not places:
             return result
         wheres = [where_of(func, self.of, places, args, kwargs, out) for out in outs]
         for out, where in zip(outs, wheres, strict=True):
             self.put(out, where)
-        for tensor, layout in zip(written, before, strict=True):
-            if (tensor.shape, tensor.stride()) != layout:
-                self.put(tensor, Lost("a map gets other axes in place"))
-            elif not any(tensor is out for out in outs):
+        for tensor, before, *layout in written:
+            if torch.Tag.inplace_view in func.tags:
+                same = isinstance(before, Lost) or [tensor.shape, tensor.stride()] == layout
+                self.put(tensor, before if before and same else Lost("a map gets other axes in place"))
+                continue
+            if not any(tensor is out for out in outs):
                 self.put(tensor, wheres[0] if len(wheres) == 1 else Lost(f"{func.overloadpacket} writes to a map"))
-            base = _base(tensor)
-            for other in (base, *self._views.get(id(base), (base, []))[1]):
-                if other is not tensor:
-                    self._write(other, tensor)
+            others = [t for t in self._memory.of(tensor) if t is not tensor and not any(t is out for out in outs)]
+            for other, where in self._seen_through(others, tensor, before):
+                self.put(other, where)
         return result
 
-    def _to_meta(self, tensor: Tensor) -> Tensor:
-        if tensor.is_meta:
-            return tensor
-        meta, where = tensor.to("meta"), self.of(tensor)
-        if where is not None:
-            self.put(meta, where)
-        return meta
+    def _on_meta(self, tensor: Tensor) -> Tensor:
+        """A tensor's twin on the meta device, always the same one, which lies where it does."""
+        twin = tensor if tensor.is_meta else self._memory.twin(tensor)
+        where = self.of(tensor)
+        if twin is not tensor and where is not None:
+            self.put(twin, where)
+        return twin
 
-    def _write(self, tensor: Tensor, part: Tensor) -> None:
-        """Say where a tensor lies of whose memory a part, all of its rows and columns or not, was written in place."""
-        whole, written = self.of(tensor), self.of(part)
-        if isinstance(whole, Lost):
-            return
+    def _seen_through(
+        self, others: Sequence[Tensor], part: Tensor, before: Where | None
+    ) -> Iterator[tuple[Tensor, Where]]:
+        """Where the other tensors of a memory lie once ``part`` of it has been written, which lay at ``before``."""
+        after = self.of(part)
+        spans = [_span(one, place) for one in (part, *others) if isinstance(place := self.of(one), Place)]
+        # What is written to some rows or columns only, others keep: cells are no longer alike.
+        ends = [
+            (min(first), max(last)) for first, last in (zip(*along, strict=True) for along in zip(*spans, strict=True))
+        ]
+        for other in others:
+            place = self.of(other)
+            if isinstance(place, Lost):
+                continue
+            where: Where = Lost("a part of a map is written in place")
+            if (
+                place is None
+                and before is None
+                and isinstance(after, Place)
+                and (other.shape, other.stride()) == (part.shape, part.stride())
+            ):
+                where = after  # a constant, all of which is filled
+            elif (
+                isinstance(place, Place)
+                and isinstance(before, Place)
+                and isinstance(after, Place)
+                and _span(part, after) == ends
+                and (before.axes, *map(_cells, before.grids)) == (after.axes, *map(_cells, after.grids))
+                and not any(one.stride % grid.stride for one, grid in zip(place.grids, after.grids, strict=True))
+            ):
+                where = place.seeing(after).made_of(place, after)
+            yield other, where
 
-        def axes(tensor: Tensor, place: Place) -> list[tuple[Fraction, Fraction, int]]:
-            grids = zip((place.down, place.across), place.axes, strict=True)
-            return [(grid.stride, grid.offset, tensor.shape[axis]) for grid, axis in grids]
 
-        if isinstance(whole, Place) and isinstance(written, Place) and axes(tensor, whole) == axes(part, written):
-            self.put(tensor, whole.join(written).made_of(whole, written))
-        else:
-            self.put(tensor, Lost("a part of a map is written in place"))
+def _cells(grid: Grid) -> tuple[Fraction, Fraction]:
+    return grid.stride, grid.offset
+
+
+def _span(tensor: Tensor, place: Place) -> list[tuple[Fraction, Fraction]]:
+    """The pixels on which the first and the last cells are centred, down and across."""
+    return [
+        (grid.offset, grid.offset + grid.stride * (tensor.shape[axis] - 1))
+        for grid, axis in zip(place.grids, place.axes, strict=True)
+    ]
+
+
+class _Memory:
+    """Which tensors are views of the same memory: what is written through one is read through all.
+
+    All are kept, so that the address of a memory is good for as long as this lives.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, list[Tensor]] = {}
+        self._twins: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def share(self, tensor: Tensor, *views: Tensor) -> None:
+        for one in (tensor, *views):
+            # A view of a real tensor lies in the memory of its twin, and is a view of both.
+            for key in {_address(tensor), _address(one)}:
+                known = self._tensors.setdefault(key, [])
+                if not any(one is other for other in known):
+                    known.append(one)
+
+    def of(self, tensor: Tensor) -> list[Tensor]:
+        return list(self._tensors.get(_address(tensor), ()))
+
+    def twin(self, real: Tensor) -> Tensor:
+        if id(real) not in self._twins:
+            twin = real.to("meta")
+            self._twins[id(real)] = (real, twin)
+            self.share(real, twin)
+            self.share(twin, real)
+        return self._twins[id(real)][1]
+
+
+def _address(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 class _LinearPerPosition(TorchFunctionMode):
@@ -127,11 +192,6 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     order = [argument.name for argument in func._schema.arguments]
     values = [kwargs.get(a.name, args[i] if (i := order.index(a.name)) < len(args) else None) for a in named]
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
-def _base(tensor: Tensor) -> Tensor:
-    """What a tensor is a view of; itself where it is none."""
-    return tensor if tensor._base is None else tensor._base
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,13 @@ def _by_channel(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict
     place = places[0]
     if isinstance(place, Place) and 1 - args[0].dim() in place.axes:
         return Lost("rows or columns of the map are treated as channels")
-    return place
+    return _with_weights(places)
+
+
+def _with_weights(places: list[Where]) -> Where:
+    """The first place, unless weights or statistics are made of the picture as well: they have seen all of it."""
+    place = places[0]
+    return place.unbounded() if isinstance(place, Place) and len(places) > 1 else place
 
 
 def _whole_picture(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
@@ -149,7 +155,7 @@ def _layer_norm(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict
     place = places[0]
     if isinstance(place, Place) and any(axis >= -len(args[1]) for axis in place.axes):
         return place.unbounded()
-    return place
+    return _with_weights(places)
 
 
 def _softmax(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
@@ -303,7 +309,7 @@ def _expand(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str
 def _copy(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Where:
     """What is copied decides; what was there before is gone."""
     source = of(args[1])
-    return places[0] if source is None else _pointwise(of, [source], args[1:], kwargs, out)
+    return _pointwise(of, places[:1] if source is None else [source], args[1:], kwargs, out)
 
 
 def _along(operation: Any, index: int = 1, name: str = "dim", default: Any = -1) -> Rule:
@@ -424,6 +430,8 @@ _RULES: dict[Any, Rule] = {
     # Constants, but as large as the map.
     **dict.fromkeys((aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like), _keep),
     aten.copy: _copy,
+    aten.fill: _pointwise,
+    aten.zero: _keep,
     aten.expand: _expand,
     aten.index: _index,
     aten.repeat: _repeat,

@@ -48,6 +48,16 @@ class Place:
     def move(self, down: Grid, across: Grid) -> Place:
         return replace(self, down=down, across=across)
 
+    def seeing(self, other: Place) -> Place:
+        """The same cells, each of which sees at least as much as those of another place."""
+        fields = [max(grid.field, seen.field) for grid, seen in zip(self.grids, other.grids, strict=True)]
+        moved = self.move(replace(self.down, field=fields[0]), replace(self.across, field=fields[1]))
+        return replace(moved, spread=max(self.spread, other.spread))
+
+    @property
+    def grids(self) -> tuple[Grid, Grid]:
+        return self.down, self.across
+
     def unbounded(self) -> Place:
         """The same cells, each of which depends on the whole picture."""
         return self.move(replace(self.down, field=math.inf), replace(self.across, field=math.inf))

@@ -271,12 +271,13 @@ def _refuse_other_pictures(folder: Path, before: Mapping[str, Any], facts: Mappi
                 where="data",
             )
         for head, table in then.get("classes", {}).items():
-            tables = table, now["classes"].get(head, {})
-            old, new = ([entry["name"] for entry in some.get("entries", ())] for some in tables)
+            old, new = (some.get("entries", ()) for some in (table, now["classes"].get(head, {})))
             if old != new:
+                changed = next((entry for entry in old if entry not in new), old[0])
                 raise ConfigError(
-                    f"{folder}: began with other classes of head {head!r}: {', '.join(old[:5])}; resume with the "
-                    "same, or choose another folder",
+                    f"{folder}: began with another table of classes of head {head!r}: {changed['name']!r} was id "
+                    f"{changed['id']}, colour {changed['colour']}{', ignored' * changed['ignore']}; resume with the "
+                    "same table, or choose another folder",
                     where="data",
                 )
 

@@ -58,7 +58,6 @@ def shift_and_stitch(net: nn.Module, image: Tensor, *, stride: int = 1) -> Tenso
         raise ConfigError(f"image: got shape {tuple(image.shape)}; expected (B, C, H, W)", where="image")
     shape, place = _map_of(net, image)
     down, across = place.down, place.across
-    coarser = place.alignment > math.lcm(int(down.stride), int(across.stride))
     coarsest = max(down.stride, across.stride)
     if stride < 1 or coarsest % stride:
         raise ConfigError(
@@ -68,7 +67,8 @@ def shift_and_stitch(net: nn.Module, image: Tensor, *, stride: int = 1) -> Tenso
         )
     steps = [math.gcd(int(grid.stride), stride) for grid in (down, across)]
     factors = [int(grid.stride) // step for grid, step in zip((down, across), steps, strict=True)]
-    lengths = [_length(net, image, shape, axis, steps[axis], factors[axis], coarser=coarser) for axis in (0, 1)]
+    coarser = [place.alignment > grid.stride for grid in place.grids]
+    lengths = [_length(net, image, shape, axis, steps[axis], factors[axis], coarser=coarser[axis]) for axis in (0, 1)]
     shifts = [min(factor, length) for factor, length in zip(factors, lengths, strict=True)]
     smallest = [n - (count - 1) * step for n, count, step in zip(image.shape[2:], shifts, steps, strict=True)]
     try:
@@ -101,7 +101,7 @@ def _length(net: nn.Module, image: Tensor, shape: Pair, axis: int, step: int, fa
     """Rows (axis 0) or columns that the maps of all shifts fill without a gap, in cells ``step`` pixels apart.
 
     Args:
-        coarser: whether maps inside the net are coarser than its result.
+        coarser: whether maps inside the net may be coarser than its result along this axis.
     """
 
     def cells(shift: int) -> int:
