@@ -86,7 +86,7 @@ def contents(run: Path, names: Mapping[str, str]) -> dict[str, bytes]:
         version=__version__,
         net=f"fully convolutional network that predicts at stride {head.grid.stride}, on {model.config.backbone}",
         parameters=sum(p.numel() for p in model.parameters()),
-        train=learnt["train"],
+        train=len(learnt["pictures"]["train"]),
         val=results["protocol"]["pictures"],
         weights="none" if model.config.weights is None else f"{model.config.weights}, an ImageNet classifier",
         minutes=budget,
