@@ -126,6 +126,18 @@ def test_labels_equal_those_of_torch_on_every_pixel(target: str, case: Case) -> 
 
 
 @built
+@pytest.mark.parametrize("target", TARGETS)
+def test_scores_that_are_nearly_infinite_leave_no_doubt(target: str) -> None:
+    """A difference of 1e37 times what is left of its power, 1.6e-38, was taken for entropy."""
+    scores = torch.tensor([[2.6e38, 1.1e38, 2.5e37], [2.5e38, -1.8e38, -6.6e37]]).view(1, 2, 1, 3)
+    coarse = Grid(Fraction(2), Fraction(1, 2), Fraction(2))
+    case = Case(scores, Upsample(coarse, Grid(), 2, border="zero"), (2, 6), 1)
+    _, _, probability, entropy = native_results(case, target)
+    assert torch.equal(probability, torch.ones(1, 2, 6))
+    assert entropy.abs().max() < 1e-30
+
+
+@built
 @settings(deadline=None, max_examples=40)
 @given(cases())
 def test_instruction_sets_give_the_same_bits(case: Case) -> None:

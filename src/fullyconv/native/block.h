@@ -183,7 +183,8 @@ INLINE void pixels(const Corners &corners, const Workspace &work, int candidates
                 for (int g = 0; g < G; ++g) {
                     Floats below = SCORE(g) - best[g], power = exponential(below);
                     part[g] += power;
-                    if (M == ENTROPY) part_slope[g] += below * power;
+                    // Beyond -87 the power stays where it is, and huge differences would make something of it.
+                    if (M == ENTROPY) part_slope[g] += (below < -87.0f ? Floats{} - 87.0f : below) * power;
                 }
             }
             for (int g = 0; g < G; ++g) {
