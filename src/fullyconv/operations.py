@@ -87,7 +87,7 @@ def _convolution(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dic
         return Lost("a convolution runs along axes that are not the picture's")
     kernel, strides, paddings, dilations = args[1].shape[2:], args[3], args[4], args[5]
     grids = []
-    for grid, k, s, p, d in zip((place.down, place.across), kernel, strides, paddings, dilations, strict=True):
+    for grid, k, s, p, d in zip(place.grids, kernel, strides, paddings, dilations, strict=True):
         grids.append(grid.deconv(d * (k - 1) + 1, s, p) if args[6] else grid.conv(k, s, p, d))
     moved = place.move(*grids)
     # Weights made of the picture, as by a gate over kernels, have seen all of it.
@@ -263,7 +263,7 @@ def _slice(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[str,
         return Lost("a slice counts from the far border of the map")
     down, across = (
         grid.crop(start).conv(1, step) if axis == dim else grid
-        for grid, axis in zip((place.down, place.across), place.axes, strict=True)
+        for grid, axis in zip(place.grids, place.axes, strict=True)
     )
     return place.move(down, across)
 
@@ -367,7 +367,7 @@ def _resize(smooth: bool) -> Rule:
         # Where a scale is given, torch computes with it, and rounds only the size.
         scales = [number for number in tree_leaves((args[1:], kwargs)) if isinstance(number, float)]
         grids = []
-        for grid, n_in, n_out in zip((place.down, place.across), args[0].shape[-2:], out.shape[-2:], strict=True):
+        for grid, n_in, n_out in zip(place.grids, args[0].shape[-2:], out.shape[-2:], strict=True):
             if n_out % n_in or not all(scale.is_integer() for scale in scales):
                 return Lost("a map is resized by a factor that is not whole")
             f = n_out // n_in

@@ -56,6 +56,7 @@ class Place:
 
     @property
     def grids(self) -> tuple[Grid, Grid]:
+        """Down and across."""
         return self.down, self.across
 
     def unbounded(self) -> Place:

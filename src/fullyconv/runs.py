@@ -71,8 +71,8 @@ class Run:
         if self.resumed and not resume:
             raise ConfigError(f"{folder}: holds a run; resume it, or choose another folder", where="out")
         if self.resumed:
-            before = _facts_of(folder)
-            for where in _differences(Recipe.read(path), recipe, moved=_moved(Recipe.read(path), recipe, before)):
+            begun, before = Recipe.read(path), _facts_of(folder)
+            for where in _differences(begun, recipe, moved=_moved(begun, recipe, before)):
                 raise ConfigError(
                     f"{folder}: {where} differs from the run's own recipe.json; resume with the same recipe, or choose "
                     "another folder",

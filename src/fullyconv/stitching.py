@@ -57,16 +57,15 @@ def shift_and_stitch(net: nn.Module, image: Tensor, *, stride: int = 1) -> Tenso
     if image.dim() != 4:
         raise ConfigError(f"image: got shape {tuple(image.shape)}; expected (B, C, H, W)", where="image")
     shape, place = _map_of(net, image)
-    down, across = place.down, place.across
-    coarsest = max(down.stride, across.stride)
+    coarsest = max(grid.stride for grid in place.grids)
     if stride < 1 or coarsest % stride:
         raise ConfigError(
             f"stride: got {stride}; expected a divisor of {coarsest}, the pixels between the cells of what "
             f"{type(net).__name__} returns",
             where="stride",
         )
-    steps = [math.gcd(int(grid.stride), stride) for grid in (down, across)]
-    factors = [int(grid.stride) // step for grid, step in zip((down, across), steps, strict=True)]
+    steps = [math.gcd(int(grid.stride), stride) for grid in place.grids]
+    factors = [int(grid.stride) // step for grid, step in zip(place.grids, steps, strict=True)]
     coarser = [place.alignment > grid.stride for grid in place.grids]
     lengths = [_length(net, image, shape, axis, steps[axis], factors[axis], coarser=coarser[axis]) for axis in (0, 1)]
     shifts = [min(factor, length) for factor, length in zip(factors, lengths, strict=True)]
@@ -157,7 +156,7 @@ def _map_of(net: nn.Module, image: Tensor) -> tuple[Pair, Place]:
             "norms over the picture",
             path=layer,
         )
-    for grid in (place.down, place.across):
+    for grid in place.grids:
         if grid.stride.denominator != 1:
             raise SurgeryError(
                 f"the cells of what {name} returns lie {grid.stride} pixels apart; expected a whole number"
