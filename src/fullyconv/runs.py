@@ -21,6 +21,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -272,14 +273,21 @@ def _refuse_other_pictures(folder: Path, before: Mapping[str, Any], facts: Mappi
             )
         for head, table in then.get("classes", {}).items():
             old, new = (some.get("entries", ()) for some in (table, now["classes"].get(head, {})))
-            if old != new:
-                changed = next((entry for entry in old if entry not in new), old[0])
-                raise ConfigError(
-                    f"{folder}: began with another table of classes of head {head!r}: {changed['name']!r} was id "
-                    f"{changed['id']}, colour {changed['colour']}{', ignored' * changed['ignore']}; resume with the "
-                    "same table, or choose another folder",
-                    where="data",
-                )
+            for place, (was, is_now) in enumerate(zip_longest(old, new)):
+                if was != is_now:
+                    raise ConfigError(
+                        f"{folder}: began with another table of classes of head {head!r}: entry {place} was "
+                        f"{_spelled(was)} and is {_spelled(is_now)}; resume with the same table, or choose another "
+                        "folder",
+                        where="data",
+                    )
+
+
+def _spelled(entry: Mapping[str, Any] | None) -> str:
+    """One line of a table of classes, in words."""
+    if entry is None:
+        return "none"
+    return f"{entry['name']!r}, id {entry['id']}, colour {entry['colour']}{', ignored' * entry['ignore']}"
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
