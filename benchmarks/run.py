@@ -53,6 +53,7 @@ SCRIPTS = (
     Script("ceiling", 60),
     Script("tail", 150, ("--rounds", "5"), ("--quick", "--rounds", "3")),
     Script("loss", 120),
+    Script("depthwise", 30),
     Script("training", 240, ("--rounds", "3"), peers=True),
     Script("inference", 360, ("--rounds", "7"), ("--quick", "--rounds", "3"), peers=True),
     Script("agreement", 150, ("--rounds", "5"), peers=True),

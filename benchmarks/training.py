@@ -8,6 +8,7 @@ and 8 of 320x256. Each competitor has a process of its own; they take turns. SGD
     fullyconv   `fullyconv.learner.Learner`, which `fit` runs: bf16 autocast where the hardware has it, channels last,
                 the loss in strips, the allocator as `fullyconv.tuning.tune` sets it; without the average of weights,
                 which the others have not
+    autograd    the same, with torch's own gradients of depthwise convolutions (`benchmarks/depthwise.py`)
     plain       the same net in float32, contiguous, `F.interpolate` and `F.cross_entropy` at full size
     torchfcn    FCN-8s as torchfcn has it (padded by 100, from its layer list) and what its trainer does in a step: log
                 of softmax, mask, scores of the training pictures; VGG16 only
@@ -24,6 +25,7 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -35,10 +37,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchfcn import TorchFCN8s
 
 import fullyconv
-from fullyconv import presets
+from fullyconv import learner, presets
 from fullyconv.config import FitConfig
 from fullyconv.devices import computes_bf16
-from fullyconv.learner import Learner
 from fullyconv.model import FCN
 from fullyconv.tuning import tune
 
@@ -50,6 +51,7 @@ CASES = [
     ("squeezenet1_1", SIZES[1], SMALL),
     ("resnet18", SIZES[0], SMALL),
     ("resnet18", SIZES[1], (*SMALL, "smp FPN", "smp Unet")),
+    ("mobilenet_v2", SIZES[1], ("fullyconv", "autograd", "plain")),
     ("vgg16", SIZES[0], (*SMALL, "torchfcn")),
 ]
 """Backbone, (pictures, height, width), competitors."""
@@ -75,14 +77,16 @@ def batch(size: Size) -> tuple[Tensor, Tensor]:
 def make(name: str, backbone: str, size: Size) -> Callable[[], object]:
     """A call is one step."""
     images, labels = batch(size)
-    if name == "fullyconv":
+    if name in ("fullyconv", "autograd"):
         tune()
+        if name == "autograd":
+            learner.QuickGradients = nullcontext  # type: ignore[assignment, misc]
         settings = FitConfig(
             steps=1, batch=size[0], optimizer="sgd", momentum=MOMENTUM, lr=LR, weight_decay=DECAY, ema=0, device="cpu"
         )
-        learner = Learner(net(backbone), settings, void=VOID)
-        learner.train()
-        return lambda: learner.step([(images, {"out": labels})], number=0, rate=1.0, seed=0)
+        ours = learner.Learner(net(backbone), settings, void=VOID)
+        ours.train()
+        return lambda: ours.step([(images, {"out": labels})], number=0, rate=1.0, seed=0)
     if name == "torchfcn":
         return torchfcn_step(images, labels)
     if name.startswith("smp"):
@@ -142,11 +146,16 @@ def smp_step(architecture: str, encoder: str, images: Tensor, labels: Tensor) ->
     return step
 
 
-def gflop(backbone: str, size: Size) -> float:
-    """Of the net alone, forward and backward, in one step."""
+def gflop(backbone: str, size: Size) -> float | None:
+    """Of the net alone, forward and backward, in one step; None where convolutions have groups.
+
+    Torch's counter takes the backward pass of such for dense.
+    """
     with torch.device("meta"):
         model = fullyconv.build(presets.fcn8s(backbone, CLASSES, weights=None)).train()
         images = torch.empty(size[0], 3, *size[1:])
+    if any(module.groups > 1 for module in model.modules() if isinstance(module, nn.Conv2d)):
+        return None
     counter = FlopCounterMode(display=False)
     with counter:
         model.score_maps(images)["out"].sum().backward()
@@ -179,7 +188,7 @@ def main() -> None:
         row: dict[str, object] = {"backbone": backbone, "size": size, "gflop": work, "competitors": {}}
         for name, turns in found.items():
             limit = limits.get("bfloat16 product" if bf16 and name == "fullyconv" else "float32 product")
-            share = work / turns.median_ms * 1000 / limit if limit and name in SMALL else None
+            share = work / turns.median_ms * 1000 / limit if work and limit and name in SMALL else None
             one = {
                 "ms": turns.median_ms,
                 "images_per_s": 1000 * size[0] / turns.median_ms,

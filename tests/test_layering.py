@@ -38,6 +38,7 @@ LAYERS = (
         "values",
         "labels",
         "devices",
+        "depthwise",
         "engines",
         "records",
         "hha",

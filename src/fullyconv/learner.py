@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fullyconv import checkpoint, dense
 from fullyconv.config import FitConfig
+from fullyconv.depthwise import QuickGradients
 from fullyconv.devices import computes_bf16, pick_device
 from fullyconv.errors import ConfigError
 from fullyconv.lookup import lookup
@@ -92,7 +93,8 @@ class Learner:
         self._optimizer = optimizer_of(settings.optimizer, groups, momentum=settings.momentum, device=self.device)
         self._average = Average(model, settings.ema) if settings.ema else None
         self.scored = model if self._average is None else self._average.model
-        self._net, self._stepper = self._fabric.setup(_ScoreMaps(model), self._optimizer)
+        quick = self.bf16 and self.device.type == "cpu"
+        self._net, self._stepper = self._fabric.setup(_ScoreMaps(model, quick=quick), self._optimizer)
         self._void = void
         self._class_weights = {head: w.to(self.device) for head, w in (weights or {}).items()}
         self.guess = sum(w * math.log(self._heads[name].classes) for name, w in self._head_weights.items())
@@ -291,12 +293,13 @@ def head_weights(settings: FitConfig, heads: Collection[str]) -> dict[str, float
 class _ScoreMaps(nn.Module):
     """The model with score maps for its forward, which is what Fabric casts, wraps and synchronises."""
 
-    def __init__(self, model: FCN) -> None:
+    def __init__(self, model: FCN, *, quick: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._quick = model, quick
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.model.score_maps(images)
+        with QuickGradients() if self._quick else nullcontext():
+            return self.model.score_maps(images)
 
 
 def _fabric(device: torch.device, *, bf16: bool) -> Fabric:
