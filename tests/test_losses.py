@@ -202,6 +202,29 @@ def test_lovasz_of_certain_predictions_is_what_is_missing_of_the_intersection_ov
     assert found == pytest.approx(sum(missed) / len(missed) if missed else 0)
 
 
+@given(seed=st.integers(0, 10**6), classes=st.integers(1, 6), void=st.floats(0, 0.9), weighed=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_lovasz_is_the_mean_over_thresholds_of_what_is_missing_of_the_intersection_over_union(
+    seed: int, classes: int, void: float, weighed: bool
+) -> None:
+    """Where a pixel is wrong if its error is above a threshold, and thresholds lie evenly between 0 and 1."""
+    logits, labels = batch(seed, classes, void)
+    weights = torch.rand(classes, generator=seeded(seed), dtype=torch.float64) + 0.1
+    p, counted = logits.detach().softmax(1), labels != VOID
+    missed, share = [], []
+    for k in range(classes):
+        true = (labels == k)[counted]
+        errors = (true.double() - p[:, k][counted]).abs()
+        if true.any():
+            steps = torch.cat([errors.unique(), torch.ones(1).double()]).diff(prepend=torch.zeros(1).double())
+            ious = [((true & (errors < at)).sum() / (true | (errors >= at)).sum()) for at in [*errors.unique(), 2.0]]
+            missed.append(sum(step * (1 - iou) for step, iou in zip(steps, ious, strict=True)))
+            share.append(weights[k] if weighed else 1.0)
+    found = lovasz(logits, labels, void=VOID, weights=weights if weighed else None).item()
+    expected = sum(w * m for w, m in zip(share, missed, strict=True)) / sum(share) if share else 0
+    assert found == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
+
+
 def test_dice_averages_over_the_classes_that_are_there() -> None:
     logits = torch.tensor([[[[math.log(3), math.log(3)]], [[0.0, 0.0]]]])
     # Class 0 alone: 2 * 3/2 / (3/2 + 2) = 6/7.

@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -138,20 +139,30 @@ def lovasz(
         counts = _pixel_weights(labels, void, weights, each[0]).sum((1, 2))
         return reduce(torch.stack(each) * counts, counts, reduction)
     counted = labels != void
-    p = _wide(logits).softmax(1).movedim(1, 0)[:, counted]  # (K, N)
-    true = F.one_hot(labels[counted], logits.shape[1]).T.to(p)
-    errors, order = (true - p).abs().sort(1, descending=True)
-    hits = true.gather(1, order)
-    pixels = true.sum(1, keepdim=True)
+    truth = labels[counted]
+    pixels = torch.bincount(truth, minlength=logits.shape[1])
+    held = pixels.nonzero()  # (P, 1), the classes that count
+    pixels = pixels[held]
+    p = _wide(logits).softmax(1)[:, held[:, 0]].movedim(1, 0)[:, counted]  # (P, N)
+    true = (truth == held).to(p)
+    errors = (true - p).abs()
+    order = _largest_first(errors.detach())
+    errors, hits = errors.gather(1, order), true.gather(1, order).cumsum(1)
     # 1 - IU where the pixels with the largest errors, up to each in turn, are wrong.
-    jaccard = 1 - (pixels - hits.cumsum(1)) / (pixels + (1 - hits).cumsum(1))
-    missed = (errors * jaccard.diff(dim=1, prepend=torch.zeros_like(pixels))).sum(1)
-    share = (pixels[:, 0] > 0).to(missed)
-    if weights is not None:
-        share = share * weights.to(share)
+    union = pixels + torch.arange(1, len(truth) + 1, device=truth.device) - hits
+    jaccard = 1 - (pixels - hits) / union
+    missed = (errors * jaccard.diff(dim=1, prepend=torch.zeros_like(jaccard[:, :1]))).sum(1)
+    share = torch.ones_like(missed) if weights is None else weights.to(missed)[held[:, 0]]
     mean = reduce((share * missed).sum(), share.sum(), "mean")
     count = _pixel_weights(labels, void, weights, missed).sum()
     return reduce(mean * count, count, reduction)
+
+
+def _largest_first(errors: Tensor) -> Tensor:
+    """The order of each row's numbers, (K, N) int64."""
+    if errors.device.type != "cpu":
+        return errors.argsort(1, descending=True)
+    return torch.from_numpy(np.argsort(-errors.numpy(), axis=1))  # several times as fast as torch's, in vectors
 
 
 def sample_patches(
