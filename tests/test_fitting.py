@@ -63,11 +63,11 @@ def test_a_budget_in_minutes_is_kept_scoring_included_and_the_rate_falls_with_it
     assert 2.5 < state["elapsed_s"] < 10
 
 
-def test_scoring_takes_at_most_a_fifth_of_a_time() -> None:
+def test_scoring_takes_at_most_a_tenth_of_a_time() -> None:
     budget = Budget(None, 100.0)
-    assert not State(step=9, scored=1, scored_at=0.1, elapsed_s=40, scoring_s=8).scoring_due(budget, None)
-    assert State(step=9, scored=1, scored_at=0.0, elapsed_s=40, scoring_s=8).scoring_due(budget, None)
-    assert State(step=9, scored=1, scored_at=0.1, elapsed_s=95, scoring_s=8).scoring_due(budget, None)  # the last
+    assert not State(step=9, scored=1, scored_at=0.1, elapsed_s=40, scoring_s=4).scoring_due(budget, None)
+    assert State(step=9, scored=1, scored_at=0.0, elapsed_s=40, scoring_s=4).scoring_due(budget, None)
+    assert State(step=9, scored=1, scored_at=0.1, elapsed_s=95, scoring_s=4).scoring_due(budget, None)  # the last
 
 
 def test_scoring_and_resume_points_come_when_they_are_asked_for(tmp_path: Path) -> None:

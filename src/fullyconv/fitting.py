@@ -109,9 +109,9 @@ class State:
             every = max(math.ceil(budget.steps / SCORINGS), STEPS_APART)
         if every is not None:
             return self.step % every == 0
-        # Of a time, scoring takes a fifth at most.
+        # Of a time, scoring takes a tenth at most.
         assert budget.seconds is not None
-        return progress - self.scored_at >= max(1 / SCORINGS, 5 * self.scoring_s / budget.seconds)
+        return progress - self.scored_at >= max(1 / SCORINGS, 10 * self.scoring_s / budget.seconds)
 
 
 def fit(
