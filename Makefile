@@ -66,7 +66,7 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 # uv installs in half the time of pip, and is itself pinned in the lock.
-.venv/ready: requirements.lock pyproject.toml hatch_build.py src/fullyconv/native/kernel.cpp src/fullyconv/native/block.h
+.venv/ready: requirements.lock pyproject.toml hatch_build.py src/fullyconv/native/kernel.cpp src/fullyconv/native/block.h src/fullyconv/native/loss.h
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	grep -A 50 '^uv==' requirements.lock | awk 'NR > 1 && /^[a-z]/ { exit } { print }' > .venv/uv.lock
 	$(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes -r .venv/uv.lock

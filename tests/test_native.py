@@ -10,7 +10,6 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from scoremaps import laid_out, scores_of
+from scoremaps import Case, cases, laid_out
 from torch import Tensor
 
 from fullyconv import dense, native
@@ -30,62 +28,6 @@ from fullyconv.upsample import Interpolate, Nearest, Steps, Upsample
 ROOT = Path(__file__).parents[1]
 TARGETS = native.kernel().targets
 built = pytest.mark.skipif(not native.available(), reason=native.describe())
-
-
-@dataclass
-class Case:
-    scores: Tensor
-    upsample: Upsample | Nearest
-    size: tuple[int, int]
-    threads: int
-
-    def reference(self) -> Tensor:
-        """The scores of all pixels, sum by sum as documented."""
-        taps = [self.upsample.taps(n, to) for n, to in zip(self.scores.shape[-2:], self.size, strict=True)]
-        assert taps[0] is not None
-        assert taps[1] is not None
-        return torch.cat(list(dense._bilinear_bands(self.scores, (taps[0], taps[1]))), 2)
-
-
-KINDS = (
-    "noise",
-    "small",
-    "smooth",
-    "ties",
-    "near ties",
-    "near planes",
-    "constant",
-    "planes",
-    "large",
-    "tiny",
-    "masked",
-    "odd",
-)
-
-
-@st.composite
-def cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> Case:
-    classes = draw(st.sampled_from([1, 2, 3, 21, 150, 255, 256, 1000]))
-    cells = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
-    stride = draw(st.sampled_from([1, 2, 3, 4, 8, 13, 20, 32] if classes < 100 else [1, 2, 3, 8]))
-    shape = (draw(st.integers(1, 2)), classes, *cells)
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
-    offset = Fraction(draw(st.integers(-20, 20)), draw(st.sampled_from([1, 2, 3, 8])))
-    source = Grid(Fraction(stride), offset if draw(st.booleans()) else Fraction(stride - 1, 2), Fraction(stride))
-    upsample: Upsample | Nearest = Upsample(source, Grid(), classes, border=draw(st.sampled_from(["edge", "zero"])))
-    if draw(st.booleans()):
-        upsample = Interpolate(source, Grid(), classes)
-    if draw(st.integers(0, 4)) == 0:
-        upsample = Nearest(upsample, draw(st.sampled_from([Fraction(1, 2), Fraction(2)])))
-    return Case(
-        laid_out(
-            scores_of(draw(st.sampled_from(kinds)), shape, generator),
-            draw(st.sampled_from(["contiguous", "channels last", "within a larger map"])),
-        ),
-        upsample,
-        (max(1, cells[0] * stride + draw(st.integers(-5, 5))), max(1, cells[1] * stride + draw(st.integers(-5, 5)))),
-        draw(st.sampled_from([1, 2])),
-    )
 
 
 def native_results(case: Case, target: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ pixels is two products of small matrices with the few cells that it lies on. Her
 enough for the cache, and are gone before the next: faster than the plain way, the more so the more classes, in the
 memory of a few blocks and of a score map as wide as they are (``benchmarks/loss.py``). On the CPU a compiled
 kernel (`fullyconv.native`), where it was built, does what ends in one label or number a pixel, many times as fast
-again (``benchmarks/tail.py``). On CUDA, where Triton is there, `fullyconv.fused` does that and the loss.
+again (``benchmarks/tail.py``), and the loss in half the time. On CUDA, where Triton is there, `fullyconv.fused` does.
 
 The sums are the plain ones in another order, so results agree to rounding: of classes whose scores differ by less,
 either may win, of equal ones the first does. Scores are upsampled in float32 at least, whatever autocast says. Learned
@@ -210,7 +210,7 @@ def cross_entropy(
         upsample: how scores reach the pixels. If it is learned, its kernels get their gradient, too.
         labels: (B, H, W) int64, 0..K-1 or ``void``; their size is the picture's.
         void, reduction, weights: as in `fullyconv.losses`. No gradient reaches ``weights``.
-        block: pixels made at a time; None: as many as fit the cache, or on CUDA a kernel.
+        block: pixels made at a time; None: as many as fit the cache, or a kernel where there is one.
 
     Returns:
         scalar, 0 or more, best 0. It can be differentiated once.
@@ -254,6 +254,15 @@ class _CrossEntropy(torch.autograd.Function):
             total, count, slope = fused.cross_entropy(
                 scores.detach(), *axes, labels, void=void, weights=weights, slope=wants_slope
             )
+            if slope is not None:
+                ctx.save_for_backward(slope.to(scores.dtype))
+            ctx.mark_non_differentiable(count)
+            return total, count
+        # The kernel hides what is not finite.
+        taps = _native_taps(scores, upsample, size) if block is None else None
+        if taps and (coarse := scores.detach().float()).sum().isfinite():
+            sums = native.cross_entropy(coarse, *taps, labels, void=void, weights=weights, slope=wants_slope)
+            total, count, slope = coarse.new_tensor(sums[0]), coarse.new_tensor(sums[1]), sums[2]
             if slope is not None:
                 ctx.save_for_backward(slope.to(scores.dtype))
             ctx.mark_non_differentiable(count)

@@ -1,4 +1,4 @@
-"""Labels, probabilities and entropies at full resolution on the CPU, by a small library in C++ (``kernel.cpp``).
+"""Labels, probabilities, entropies and the loss at full resolution on the CPU, by a library in C++ (``kernel.cpp``).
 
 The library is compiled when the package is built (``hatch_build.py``) and knows nothing of Python or torch. Where it is
 not there, `fullyconv.dense` does the same in plain torch, slower. ``FULLYCONV_NATIVE=0`` in the environment, read at
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     """Of the pixels of an axis: (index int32, lower, upper float32), each is ``lower`` of cell ``index`` and ``upper``
     of the next. Cells that are not there are zeros. Weights are 0 or more, the two sum to 1."""
 
-VERSION = 1
+VERSION = 2
 """Of the library's functions, as ``fullyconv_version`` in ``kernel.cpp``."""
+
+WIDEST = 16
+"""Floats in the widest vector, up to whole ones of which the classes of a slope are stored."""
 
 LIBRARY = Path(__file__).parent / {"win32": "_kernel.dll", "darwin": "_kernel.dylib"}.get(sys.platform, "_kernel.so")
 
@@ -111,15 +114,8 @@ def reduce(
     assert scores.device.type == "cpu"
     assert mode == 2 or (labels is not None and labels.dtype in (torch.uint8, torch.int32) and labels.is_contiguous())
     assert values is None or (values.dtype == torch.float32 and values.is_contiguous())
-    axes = [axis.contiguous() for axis in (*rows, *columns)]
-    assert [axis.dtype for axis in axes] == [torch.int32, torch.float32, torch.float32] * 2
-    shape = (ctypes.c_int64 * 6)(*scores.shape, len(axes[0]), len(axes[3]))
-    strides = (ctypes.c_int64 * 4)(*scores.stride())
     failed = library.fullyconv_reduce(
-        ctypes.c_void_p(scores.data_ptr()),
-        shape,
-        strides,
-        *(ctypes.c_void_p(axis.data_ptr()) for axis in axes),
+        *_arguments(scores, rows, columns),
         mode,
         ctypes.c_void_p(None if labels is None else labels.data_ptr()),
         int(labels is not None and labels.dtype == torch.int32),
@@ -129,3 +125,80 @@ def reduce(
     )
     if failed:
         raise MemoryError("no memory for a few rows of scores")
+
+
+def cross_entropy(
+    scores: Tensor,
+    rows: Taps,
+    columns: Taps,
+    labels: Tensor,
+    *,
+    void: int,
+    weights: Tensor | None,
+    slope: bool,
+    target: str | None = None,
+) -> tuple[float, float, Tensor | None]:
+    """The loss summed over pixels, the sum of their weights, and the slope by the scores if it is wanted.
+
+    Args:
+        scores: (B, K, h, w) float32 on the CPU, any strides, finite.
+        rows, columns: what pixels take of cells.
+        labels: (B, H, W) int64, 0..K-1 or ``void``.
+        weights: (K,) float32, 0 or more; None: 1.
+        slope: whether to give it: (B, K, h, w) float32, the same bits by however many threads.
+        target: one of `Kernel.targets`; None: the best.
+
+    Raises:
+        IndexError: a label is neither a class nor void.
+        MemoryError: no room for a few rows of cells to each thread.
+    """
+    import torch
+
+    library, targets, _ = kernel()
+    assert library is not None
+    pictures, classes, height, width = scores.shape
+    assert scores.dtype == torch.float32
+    assert scores.device.type == "cpu"
+    assert labels.dtype == torch.int64
+    assert labels.shape == (pictures, len(rows[0]), len(columns[0]))
+    labels = labels.contiguous()
+    weights = None if weights is None else weights.detach().float().contiguous()
+    assert weights is None or weights.shape == (classes,)
+    padded = -(-classes // WIDEST) * WIDEST
+    slopes = torch.zeros(pictures, height, width, padded) if slope else None
+    sums = (ctypes.c_double * 2)()
+    failed = library.fullyconv_cross_entropy(
+        *_arguments(scores, rows, columns),
+        _Pointer(labels),
+        ctypes.c_int64(void),
+        ctypes.c_void_p(None if weights is None else weights.data_ptr()),
+        ctypes.c_void_p(None if slopes is None else slopes.data_ptr()),
+        ctypes.c_int64(padded),
+        sums,
+        torch.get_num_threads(),
+        0 if target is None else targets.index(target),
+    )
+    if failed == 3:
+        raise IndexError(f"labels: some are neither 0..{classes - 1} nor {void}")
+    if failed:
+        raise MemoryError("no memory for a few rows of scores")
+    return sums[0], sums[1], None if slopes is None else slopes[..., :classes].permute(0, 3, 1, 2)
+
+
+def _arguments(scores: Tensor, rows: Taps, columns: Taps) -> list[object]:
+    """What both functions take first: the scores, how they lie, and the axes."""
+    import torch
+
+    axes = [axis.contiguous() for axis in (*rows, *columns)]
+    assert [axis.dtype for axis in axes] == [torch.int32, torch.float32, torch.float32] * 2
+    shape = (ctypes.c_int64 * 6)(*scores.shape, len(axes[0]), len(axes[3]))
+    strides = (ctypes.c_int64 * 4)(*scores.stride())
+    return [_Pointer(scores), shape, strides, *map(_Pointer, axes)]
+
+
+class _Pointer:
+    """An argument of ctypes that keeps its tensor alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._as_parameter_ = ctypes.c_void_p(tensor.data_ptr())

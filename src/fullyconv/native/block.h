@@ -280,5 +280,3 @@ static void block_row(const Job &job, const Plan &plan, int64_t picture, const R
     else if (job.wide) block_row_of<ARGMAX, int32_t>(job, plan, picture, rows, work);
     else block_row_of<ARGMAX, uint8_t>(job, plan, picture, rows, work);
 }
-
-#undef INLINE

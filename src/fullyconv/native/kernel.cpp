@@ -9,7 +9,8 @@
 // corner reaches the best smallest corner of any class can win anywhere in the block ("candidates"), commonly one or
 // two. The lanes of a vector are pixels, so that classes are met in order and the first of equals wins.
 //
-// block.h does a row of blocks; it is compiled here once for each instruction set, and the best is chosen at run time.
+// block.h does a row of blocks, loss.h the cross-entropy of some rows of pixels; they are compiled here once for each
+// instruction set, and the best is chosen at run time.
 // Only plain C crosses the border of the library: it serves any Python and any torch.
 //
 // Letters: B pictures, K classes, h w cells, H W pixels.
@@ -226,6 +227,40 @@ void slow_block(const Job &job, int64_t picture, const Run &rows, const Run &col
     }
 }
 
+// What cross-entropy takes and gives beyond the scores.
+struct Loss {
+    const int64_t *labels;  // (B, H, W)
+    int64_t void_label;
+    const float *weights;  // (K), or null: 1
+    float *slope;          // (B, h, w, padded), is added to; null: none is wanted
+    int64_t padded;        // classes, up to whole vectors of the widest
+};
+
+struct Sums {
+    double loss = 0, count = 0;
+};
+
+constexpr int GROUP = 8;  // pixels whose slopes are added up before they are stored
+
+struct LossWork {
+    Workspace cells;
+    std::vector<float> floats;
+    float *between, *slope;  // (1 + w, padded): cells at the height of a row of pixels, the first is not there
+    float *powers;           // (GROUP, padded): of some pixels
+    float *sums, *shares;    // of a row of pixels, up to whole vectors
+
+    LossWork(const Job &job, const Plan &plan) : cells(job, plan) {
+        const int64_t row_size = (1 + job.columns.cells) * plan.padded, width = job.columns.pixels + WIDEST;
+        floats.assign(2 * row_size + GROUP * plan.padded + 2 * width, 0.0f);
+        between = floats.data();
+        slope = between + row_size;
+        powers = slope + row_size;
+        sums = powers + GROUP * plan.padded;
+        shares = sums + width;
+    }
+    LossWork(LossWork &&) = default;
+};
+
 }  // namespace
 
 // --- one row of blocks, for each instruction set ---------------------------------------------------------------------
@@ -241,6 +276,8 @@ namespace avx512 {
 #define LANES 16
 #define AVX512 1
 #include "block.h"
+#include "loss.h"
+#undef INLINE
 #undef AVX512
 #undef LANES
 }  // namespace avx512
@@ -256,6 +293,8 @@ namespace avx2 {
 #define LANES 8
 #define AVX2 1
 #include "block.h"
+#include "loss.h"
+#undef INLINE
 #undef AVX2
 #undef LANES
 }  // namespace avx2
@@ -269,6 +308,8 @@ namespace avx2 {
 namespace generic {  // SSE2 on x86-64, NEON on ARM
 #define LANES 4
 #include "block.h"
+#include "loss.h"
+#undef INLINE
 #undef LANES
 }  // namespace generic
 
@@ -280,24 +321,53 @@ struct Target {
     const char *name;
     int lanes;
     void (*block_row)(const Job &, const Plan &, int64_t picture, const Run &rows, Workspace &);
+    bool (*loss_of_rows)(const Job &, const Plan &, const Loss &, int64_t picture, const Run &rows, LossWork &, Sums &);
     bool (*runs_here)();
 };
 
 const Target TARGETS[] = {
 #if HAS_X86
-    {"AVX-512", 16, avx512::block_row, [] {
+    {"AVX-512", 16, avx512::block_row, avx512::loss_of_rows, [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
      }},
-    {"AVX2", 8, avx2::block_row, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-    {"SSE2", 4, generic::block_row, [] { return true; }},
+    {"AVX2", 8, avx2::block_row, avx2::loss_of_rows, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {"SSE2", 4, generic::block_row, generic::loss_of_rows, [] { return true; }},
 #elif defined(__ARM_NEON)
-    {"NEON", 4, generic::block_row, [] { return true; }},
+    {"NEON", 4, generic::block_row, generic::loss_of_rows, [] { return true; }},
 #else
-    {"generic", 4, generic::block_row, [] { return true; }},
+    {"generic", 4, generic::block_row, generic::loss_of_rows, [] { return true; }},
 #endif
 };
+
+// The instruction set number `target` of those that this machine has; null where there are not so many.
+const Target *target_of(int target) {
+    for (const Target &one : TARGETS)
+        if (one.runs_here() && target-- == 0) return &one;
+    return nullptr;
+}
+
+// `work(thread, n)` for n from 0 to `total`, shared out `share` at a time.
+template <class Work>
+void in_threads(int64_t total, int64_t share, int threads, Work work) {
+    std::atomic<int64_t> next{0};
+    auto take = [&](int thread) {
+        for (int64_t start; (start = next.fetch_add(share)) < total;)
+            for (int64_t n = start; n < std::min(start + share, total); ++n) work(thread, n);
+    };
+    std::vector<std::thread> others;
+    try {
+        for (int thread = 1; thread < threads; ++thread) others.emplace_back(take, thread);
+    } catch (const std::exception &) {
+        // No more threads to be had: those that are there do the work.
+    }
+    take(0);
+    for (std::thread &other : others) other.join();
+}
+
+// Takes as many threads as there is work for.
+int busy(int64_t total, int64_t share, int threads) { return int(std::min<int64_t>(threads, (total + share - 1) / share)); }
 
 }  // namespace
 
@@ -308,7 +378,7 @@ const Target TARGETS[] = {
 #endif
 
 // Raised with every change of what follows, so that a library built from older source is not called.
-EXPORT int fullyconv_version() { return 1; }
+EXPORT int fullyconv_version() { return 2; }
 
 // Name of instruction set `target`, best first; null where it is not there or there are no more.
 EXPORT const char *fullyconv_target(int target) {
@@ -337,33 +407,70 @@ EXPORT int fullyconv_reduce(const float *scores, const int64_t *shape, const int
                 labels,
                 wide != 0,
                 values};
-        const Target *chosen = nullptr;
-        for (const Target &one : TARGETS)
-            if (one.runs_here() && target-- == 0) chosen = &one;
+        const Target *chosen = target_of(target);
         if (!chosen) return 2;
         const Plan plan = make_plan(job, chosen->lanes);
         // Neighbouring rows of blocks share a row of cells, so a thread takes several at a time.
-        const int64_t total = job.pictures * int64_t(plan.rows.size());
+        const int64_t rows = int64_t(plan.rows.size()), total = job.pictures * rows;
         const int64_t share = std::max<int64_t>(1, total / (threads * 8));
-        threads = int(std::min<int64_t>(threads, (total + share - 1) / share));
-        std::atomic<int64_t> next{0};
+        threads = busy(total, share, threads);
         std::vector<Workspace> work;
         for (int thread = 0; thread < threads; ++thread) work.emplace_back(job, plan);
-        auto take = [&](int thread) {
-            for (int64_t start; (start = next.fetch_add(share)) < total;)
-                for (int64_t n = start; n < std::min(start + share, total); ++n)
-                    chosen->block_row(job, plan, n / int64_t(plan.rows.size()), plan.rows[n % plan.rows.size()],
-                                      work[thread]);
-        };
-        std::vector<std::thread> others;
-        try {
-            for (int thread = 1; thread < threads; ++thread) others.emplace_back(take, thread);
-        } catch (const std::exception &) {
-            // No more threads to be had: those that are there do the work.
-        }
-        take(0);
-        for (std::thread &other : others) other.join();
+        in_threads(total, share, threads, [&](int thread, int64_t n) {
+            chosen->block_row(job, plan, n / rows, plan.rows[n % rows], work[thread]);
+        });
         return 0;
+    } catch (const std::bad_alloc &) {
+        return 1;
+    }
+}
+
+// Cross-entropy of the pixels that are not void, each with the weight of its class. shape, strides, axes: as above.
+// slope: (B, h, w, padded) zeros, or null. sums: loss and weight. 0: done; 1: out of memory; 3: some label is none.
+EXPORT int fullyconv_cross_entropy(const float *scores, const int64_t *shape, const int64_t *strides,
+                                   const int32_t *row_index, const float *row_lower, const float *row_upper,
+                                   const int32_t *column_index, const float *column_lower, const float *column_upper,
+                                   const int64_t *labels, int64_t void_label, const float *weights, float *slope,
+                                   int64_t padded, double *sums, int threads, int target) {
+    try {
+        const Job job{scores,
+                      shape[0],
+                      shape[1],
+                      strides[0],
+                      strides[1],
+                      strides[2],
+                      strides[3],
+                      {row_index, row_lower, row_upper, shape[2], shape[4]},
+                      {column_index, column_lower, column_upper, shape[3], shape[5]},
+                      ARGMAX,
+                      nullptr,
+                      false,
+                      nullptr};
+        const Target *chosen = target_of(target);
+        if (!chosen) return 2;
+        const Plan plan = make_plan(job, chosen->lanes);
+        const Loss loss{labels, void_label, weights, slope, padded};
+        // Every other run of rows shares no cell, so slopes are added up in two passes: the same bits by any threads.
+        const std::vector<Run> rows = runs(job.rows, job.rows.pixels);
+        const int64_t count = int64_t(rows.size()), half = (count + 1) / 2;
+        std::vector<Sums> found(job.pictures * count);
+        threads = std::max(1, busy(job.pictures * half, 1, threads));
+        std::vector<LossWork> work;
+        for (int thread = 0; thread < threads; ++thread) work.emplace_back(job, plan);
+        std::atomic<bool> sound{true};
+        for (int pass = 0; pass < 2; ++pass)
+            in_threads(job.pictures * half, 1, threads, [&](int thread, int64_t n) {
+                const int64_t picture = n / half, row = 2 * (n % half) + pass;
+                if (row < count && !chosen->loss_of_rows(job, plan, loss, picture, rows[row], work[thread],
+                                                         found[picture * count + row]))
+                    sound = false;
+            });
+        sums[0] = sums[1] = 0;
+        for (const Sums &one : found) {
+            sums[0] += one.loss;
+            sums[1] += one.count;
+        }
+        return sound ? 0 : 3;
     } catch (const std::bad_alloc &) {
         return 1;
     }
