@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from fullyconv.errors import ConfigError
 from fullyconv.events import Evaluated, Said, Saved, Step
 from fullyconv.fitting import Budget, State, fit
 from fullyconv.metrics import ConfusionMatrix
+from fullyconv.model import FCN
+from fullyconv.sampling import View
 
 
 def test_four_pictures_are_learnt_by_heart() -> None:
@@ -68,6 +71,28 @@ def test_scoring_takes_at_most_a_tenth_of_a_time() -> None:
     assert not State(step=9, scored=1, scored_at=0.1, elapsed_s=40, scoring_s=4).scoring_due(budget, None)
     assert State(step=9, scored=1, scored_at=0.0, elapsed_s=40, scoring_s=4).scoring_due(budget, None)
     assert State(step=9, scored=1, scored_at=0.1, elapsed_s=95, scoring_s=4).scoring_due(budget, None)  # the last
+
+
+def test_at_least_half_of_a_time_is_for_learning() -> None:
+    assert State(step=9, elapsed_s=40, scoring_s=20).progress(Budget(None, 100.0)) == 0.5
+    assert State(step=9, elapsed_s=40, scoring_s=300).progress(Budget(None, 100.0)) == 0.8
+
+
+@pytest.mark.parametrize(("budget", "least", "most"), [({"minutes": 0.1}, 3, 6), ({"steps": 3}, 12, 12)])
+def test_of_a_time_as_many_pictures_are_scored_as_a_fiftieth_of_it_allows(
+    monkeypatch: pytest.MonkeyPatch, budget: dict[str, float], least: int, most: int
+) -> None:
+    plain = fitting.evaluate
+
+    def slow(model: FCN, data: View, **options: Any) -> dict[str, ConfusionMatrix]:
+        time.sleep(0.02 * len(data))
+        return plain(model, data, **options)
+
+    monkeypatch.setattr(fitting, "evaluate", slow)
+    monkeypatch.setattr(fitting, "FEWEST", 3)
+    scored = of(Evaluated, fit(net(), pictures(4), pictures(12), settings(**budget), data=PLAIN))
+    assert len({each.pictures for each in scored}) == 1  # the same, so that scores can be compared
+    assert least <= scored[0].pictures <= most
 
 
 def test_scoring_and_resume_points_come_when_they_are_asked_for(tmp_path: Path) -> None:

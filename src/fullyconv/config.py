@@ -449,7 +449,8 @@ class FitConfig(Config):
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between scorings on val; None: 20 times over the run, 50 steps apart at least."""
     val_pictures: int = Field(default=500, ge=1)
-    """Pictures of val that are scored, at most; drawn at even distances."""
+    """Pictures of val that are scored, at most; drawn at even distances. While a net learns for so many minutes, these
+    are as many as a fiftieth of the time allows."""
     save_every: int | None = Field(default=None, ge=1)
     """Steps between resume points; None: with every scoring, and every ten minutes."""
     head_loss: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict, max_length=MOST)

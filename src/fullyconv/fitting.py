@@ -46,6 +46,9 @@ from fullyconv.transforms import Tensors, TrainTransform
 
 SCORINGS, STEPS_APART = 20, 50
 """How often a run is scored, where the settings do not say, and how many steps lie between at least."""
+SCORING, FEWEST, TRIED = 0.02, 32, 4
+"""Share of a time that one scoring may take; pictures that are scored however long it takes, if there are as many; and
+pictures by which it is found out how long they take."""
 SAVE_AFTER_S = 600.0
 """A resume point is never older than this, where the settings do not say."""
 REMEMBER_BYTES = 1e9
@@ -82,6 +85,8 @@ class State:
     """Progress at the last scoring, 0..1."""
     scoring_s: float = 0.0
     """How long it took."""
+    drawn: int = 0
+    """Pictures of val that are scored while it learns, in all processes; 0: not known yet."""
     best: float = -1.0
     """Highest mean IU so far."""
     collapsed: bool = False
@@ -92,11 +97,14 @@ class State:
     """Pictures that could not be read, by name: why."""
 
     def progress(self, budget: Budget) -> float:
-        """Share of the budget that is spent, 0..1. Of a time, as much as the last scoring took is kept for the next."""
+        """Share of the budget that is spent, 0..1.
+
+        Of a time, as much as the last scoring took is kept for the next, and no more than half.
+        """
         if budget.steps is not None:
             return min(self.step / budget.steps, 1.0)
         assert budget.seconds is not None
-        return min(self.elapsed_s / max(budget.seconds - self.scoring_s, 1e-9), 1.0)
+        return min(self.elapsed_s / max(budget.seconds - self.scoring_s, budget.seconds / 2), 1.0)
 
     def scoring_due(self, budget: Budget, every: int | None) -> bool:
         """Whether it is time to score: every so many steps, or `SCORINGS` times, and at the end."""
@@ -208,8 +216,7 @@ def fit(
         stop=stop,
     )
     if val_data is not None:
-        drawn = evenly(len(val_data), settings.val_pictures)
-        val_data = View(val_data, drawn[learner.rank :: learner.processes], remember=remember)
+        val_data = View(val_data, evenly(len(val_data), settings.val_pictures), remember=remember)
     watch = alarms.LossWatch(learner.guess, first=state.first_loss, smooth=state.smooth_loss)
     recent_s: deque[float] = deque(maxlen=20)
     settled = True  # no step is half done, and the weights are sound
@@ -316,23 +323,15 @@ def _score(
     mean_iu = math.nan
     if val_data is not None:
         learner.scored.eval()
-        precision = "bf16" if learner.bf16 else "32"
-        with deterministic(learner.settings.deterministic):
-            found = evaluate(
-                learner.scored,
-                val_data,
-                strategy=choose,
-                device=str(learner.device),
-                precision=precision,
-                multiscale=MultiScale(),  # six looks would take six times as long, twenty times over
-                on_progress=interrupt,
-            )
+        state.drawn = state.drawn or _how_many(learner, val_data, budget)
+        share = View(val_data, evenly(len(val_data), state.drawn)[learner.rank :: learner.processes])
+        found = _evaluated(learner, share, interrupt)
         matrices = [ConfusionMatrix(m.classes, learner.sum(torch.from_numpy(m.counts)).cpu()) for m in found.values()]
         scores = {head: matrix.as_dict() for head, matrix in zip(found, matrices, strict=True)}
         ious = [m.mean_iu for m in matrices if not math.isnan(m.mean_iu)]  # val may have no labels for a head
         mean_iu = fmean(ious) if ious else math.nan
         best = mean_iu > state.best
-        pictures = int(learner.sum(torch.tensor(len(val_data))))
+        pictures = int(learner.sum(torch.tensor(len(share))))
         events.append(
             Evaluated(store.stage, state.step, scores, mean_iu, best, pictures, seconds=time.monotonic() - begun)
         )
@@ -348,6 +347,36 @@ def _score(
     state.scored, state.scoring_s = state.step, time.monotonic() - begun
     state.scored_at = state.progress(budget)
     yield from events
+
+
+def _how_many(learner: Learner, val_data: SegmentationDataset, budget: Budget) -> int:
+    """Pictures of val to score while it learns: all, but of a time as many as `SCORING` allows.
+
+    They are the same every time, so that scores can be compared.
+    """
+    if budget.seconds is None or len(val_data) <= FEWEST:
+        return len(val_data)
+    tried = View(val_data, evenly(len(val_data), TRIED))
+    _evaluated(learner, tried)  # the first takes longer
+    begun = time.monotonic()
+    _evaluated(learner, tried)
+    took_s, _ = learner.agree((time.monotonic() - begun) / TRIED, False)
+    return min(max(int(learner.processes * SCORING * budget.seconds / took_s), FEWEST), len(val_data))
+
+
+def _evaluated(
+    learner: Learner, data: SegmentationDataset, on_progress: Callable[[int, int], None] | None = None
+) -> dict[str, ConfusionMatrix]:
+    with deterministic(learner.settings.deterministic):
+        return evaluate(
+            learner.scored,
+            data,
+            strategy=choose,
+            device=str(learner.device),
+            precision="bf16" if learner.bf16 else "32",
+            multiscale=MultiScale(),  # six looks would take six times as long, twenty times over
+            on_progress=on_progress,
+        )
 
 
 @dataclass
