@@ -2,12 +2,13 @@
 
     python benchmarks/loss.py [--threads 2] [--rounds 7] [--quick]
 
-`F.interpolate` and `F.cross_entropy` against `fullyconv.dense.cross_entropy`, of random score maps at stride 8, one
-pixel in twenty void; and learned upsampling, a transposed convolution in place of `F.interpolate`, whose kernels get a
-gradient, too. Each competitor has a process of its own; they take turns. Medians, ratios, the memory added at the peak
-of a first call, and how far the gradients are apart (refused beyond 1e-5 of the largest) are printed and written to
-``benchmarks/results/loss.json``. The limit is the time that only reading labels and scores and writing the gradient
-would take, at the rate of ``ceiling.py``.
+`F.interpolate` and `F.cross_entropy` against `fullyconv.dense.cross_entropy`, by its native kernel and block by block
+in torch, of random score maps at stride 8, one pixel in twenty void; and learned upsampling, a transposed convolution
+in place of `F.interpolate`, whose kernels get a gradient, too, and for which there is no native kernel. Each competitor
+has a process of its own; they take turns. Medians, ratios, the memory added at the peak of a first call, and how far
+gradients are apart (refused beyond 1e-5 of the largest) are printed and written to ``benchmarks/results/loss.json``.
+The limit is the time that only reading labels and scores and writing the gradient would take, at the rate of
+``ceiling.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from common import ceiling, take_turns, write
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fullyconv import dense
+from fullyconv import dense, native
 from fullyconv.config import Upsampling
 from fullyconv.geometry import Grid
 from fullyconv.upsample import Upsample
@@ -41,10 +42,13 @@ CASES: list[tuple[Case, Upsampling]] = [
     ((21, 4, 320, 320), "learned"),
 ]
 """Classes, pictures, height, width; and the kernel."""
+COMPETITORS = {"fixed": ("plain", "dense, torch", "dense, native"), "learned": ("plain", "dense, torch")}
 
 
 def make(name: str, case: Case, kernel: Upsampling = "fixed") -> Callable[[], Gradients]:
     """A call computes the loss and gives its gradients, by the scores and by a learned kernel."""
+    os.environ["FULLYCONV_NATIVE"] = str(int(name == "dense, native"))
+    native.kernel.cache_clear()
     classes, pictures, height, width = case
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(pictures, classes, height // STRIDE, width // STRIDE, generator=generator).requires_grad_()
@@ -80,24 +84,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="three rounds")
     options = parser.parse_args()
+    if not native.available():
+        raise SystemExit(native.describe())
     copy = ceiling().get("copy", float("nan"))
     rows = []
-    print(f"{'classes, pictures':22} {'':7} {'ms':>8} {'ratio':>7} {'peak MB':>8} {'limit, ms':>10} {'gradients':>10}")
+    print(f"{'classes, pictures':22} {'':13} {'ms':>8} {'ratio':>7} {'peak MB':>8} {'limit, ms':>10} {'gradients':>10}")
     for case, kernel in CASES:
         classes, pictures, height, width = case
         found = take_turns(
-            {name: partial(make, name, case, kernel) for name in ("plain", "dense")},
+            {name: partial(make, name, case, kernel) for name in COMPETITORS[kernel]},
             threads=options.threads,
             rounds=3 if options.quick else options.rounds,
             send=True,
         )
-        difference = apart(found["plain"].sent, found["dense"].sent)
+        difference = max(apart(found["plain"].sent, found[name].sent) for name in COMPETITORS[kernel][1:])
         limit = pictures * height * width * (8 + 2 * 4 * classes / STRIDE**2) / copy / 1e6
         first = found["plain"].median_ms
         for name, turns in found.items():
             text = f"{classes}, {pictures}x{height}x{width}" if name == "plain" else kernel if kernel != "fixed" else ""
             print(
-                f"{text:22} {name:7} {turns.median_ms:8.1f} {first / turns.median_ms:6.1f}x {turns.peak_mb:8.0f}"
+                f"{text:22} {name:13} {turns.median_ms:8.1f} {first / turns.median_ms:6.1f}x {turns.peak_mb:8.0f}"
                 f" {limit:10.1f} {difference:10.0e}",
                 flush=True,
             )
