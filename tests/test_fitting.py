@@ -95,6 +95,14 @@ def test_of_a_time_as_many_pictures_are_scored_as_a_fiftieth_of_it_allows(
     assert least <= scored[0].pictures <= most
 
 
+def test_what_a_scoring_took_is_what_all_processes_agree_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By it they decide on the rate and on when to score; by its own clock each would decide for itself."""
+    monkeypatch.setattr(fitting.Learner, "agree", lambda self, number, wish: (7.0, wish))
+    list(fit(net(), pictures(4), pictures(2), settings(steps=2), data=PLAIN, out=tmp_path))
+    state = checkpoint.load_state(tmp_path / "resume")[1]
+    assert (state["elapsed_s"], state["scoring_s"]) == (7.0, 7.0)
+
+
 def test_scoring_and_resume_points_come_when_they_are_asked_for(tmp_path: Path) -> None:
     chosen = settings(steps=7, evaluate_every=3, save_every=2)
     events = list(fit(net(), pictures(), pictures(2), chosen, data=PLAIN, out=tmp_path))

@@ -316,14 +316,15 @@ def _score(
         if learner.processes == 1 and stop():
             raise KeyboardInterrupt(f"{store.stage}: stopped after step {state.step}; resume to go on from there")
 
+    if val_data is not None:
+        learner.scored.eval()
+        state.drawn = state.drawn or _how_many(learner, val_data, budget)
     begun = time.monotonic()
     events: list[Event] = []
     scores: dict[str, dict[str, Any]] = {}
     best = collapsed = False
     mean_iu = math.nan
     if val_data is not None:
-        learner.scored.eval()
-        state.drawn = state.drawn or _how_many(learner, val_data, budget)
         share = View(val_data, evenly(len(val_data), state.drawn)[learner.rank :: learner.processes])
         found = _evaluated(learner, share, interrupt)
         matrices = [ConfusionMatrix(m.classes, learner.sum(torch.from_numpy(m.counts)).cpu()) for m in found.values()]
@@ -343,8 +344,10 @@ def _score(
         events += store.keep(name, scores)
     # Not before the models are written: an interruption until here scores again.
     state.best, state.collapsed = (mean_iu if best else state.best), collapsed
+    # As process 0 has them, for by them all decide on the rate and on when to score.
     state.elapsed_s, _ = learner.agree(time.monotonic() - started, False)
-    state.scored, state.scoring_s = state.step, time.monotonic() - begun
+    state.scoring_s, _ = learner.agree(time.monotonic() - begun, False)
+    state.scored = state.step
     state.scored_at = state.progress(budget)
     yield from events
 
