@@ -250,19 +250,8 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wants_slope: bool = ctx.needs_input_grad[0]
         size = (labels.shape[1], labels.shape[2])
-        if block is None and (fused := _fused(scores)) and (axes := _axes(scores, upsample, size)):
-            total, count, slope = fused.cross_entropy(
-                scores.detach(), *axes, labels, void=void, weights=weights, slope=wants_slope
-            )
-            if slope is not None:
-                ctx.save_for_backward(slope.to(scores.dtype))
-            ctx.mark_non_differentiable(count)
-            return total, count
-        # The kernel hides what is not finite.
-        taps = _native_taps(scores, upsample, size) if block is None else None
-        if taps and (coarse := scores.detach().float()).sum().isfinite():
-            sums = native.cross_entropy(coarse, *taps, labels, void=void, weights=weights, slope=wants_slope)
-            total, count, slope = coarse.new_tensor(sums[0]), coarse.new_tensor(sums[1]), sums[2]
+        if block is None and (found := _by_kernel(scores.detach(), upsample, labels, void, weights, wants_slope)):
+            total, count, slope = found
             if slope is not None:
                 ctx.save_for_backward(slope.to(scores.dtype))
             ctx.mark_non_differentiable(count)
@@ -528,6 +517,21 @@ def _strips(coarse: Tensor, upsample: Upsampling, axis: int, pixels: int, length
         first, last = (int(touched[0]), int(touched[-1]) + 1) if len(touched) else (0, 1)
         strips.append(_Strip(slice(start, stop), slice(first, last), shares[:, first:last].to(coarse.device)))
     return strips
+
+
+def _by_kernel(
+    scores: Tensor, upsample: Upsampling, labels: Tensor, void: int, weights: Tensor | None, slope: bool
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """The loss, the sum of weights and the slope without torch, if anything gives them."""
+    size = (labels.shape[1], labels.shape[2])
+    if (fused := _fused(scores)) and (axes := _axes(scores, upsample, size)):
+        loss, count, by_scores = fused.cross_entropy(scores, *axes, labels, void=void, weights=weights, slope=slope)
+        return loss, count, by_scores
+    taps = _native_taps(scores, upsample, size)
+    if taps is None or not (coarse := scores.float()).sum().isfinite():  # the kernel would hide what is not finite
+        return None
+    total, weight, by_scores = native.cross_entropy(coarse, *taps, labels, void=void, weights=weights, slope=slope)
+    return coarse.new_tensor(total), coarse.new_tensor(weight), by_scores
 
 
 def _kernel(scores: Tensor, upsample: Upsampling, size: Size) -> Callable[..., None] | None:

@@ -341,6 +341,13 @@ const Target TARGETS[] = {
 #endif
 };
 
+// What is to be read, and for labels and numbers what is to be filled.
+Job job_of(const float *scores, const int64_t *shape, const int64_t *strides, Axis rows, Axis columns, Mode mode = ARGMAX,
+           void *labels = nullptr, bool wide = false, float *values = nullptr) {
+    return {scores, shape[0], shape[1], strides[0], strides[1], strides[2], strides[3], rows,
+            columns, mode,    labels,   wide,       values};
+}
+
 // The instruction set number `target` of those that this machine has; null where there are not so many.
 const Target *target_of(int target) {
     for (const Target &one : TARGETS)
@@ -394,19 +401,9 @@ EXPORT int fullyconv_reduce(const float *scores, const int64_t *shape, const int
                             const float *column_lower, const float *column_upper, int mode, void *labels, int wide,
                             float *values, int threads, int target) {
     try {
-        Job job{scores,
-                shape[0],
-                shape[1],
-                strides[0],
-                strides[1],
-                strides[2],
-                strides[3],
-                {row_index, row_lower, row_upper, shape[2], shape[4]},
-                {column_index, column_lower, column_upper, shape[3], shape[5]},
-                mode,
-                labels,
-                wide != 0,
-                values};
+        const Job job = job_of(scores, shape, strides, {row_index, row_lower, row_upper, shape[2], shape[4]},
+                               {column_index, column_lower, column_upper, shape[3], shape[5]}, Mode(mode), labels,
+                               wide != 0, values);
         const Target *chosen = target_of(target);
         if (!chosen) return 2;
         const Plan plan = make_plan(job, chosen->lanes);
@@ -433,19 +430,8 @@ EXPORT int fullyconv_cross_entropy(const float *scores, const int64_t *shape, co
                                    const int64_t *labels, int64_t void_label, const float *weights, float *slope,
                                    int64_t padded, double *sums, int threads, int target) {
     try {
-        const Job job{scores,
-                      shape[0],
-                      shape[1],
-                      strides[0],
-                      strides[1],
-                      strides[2],
-                      strides[3],
-                      {row_index, row_lower, row_upper, shape[2], shape[4]},
-                      {column_index, column_lower, column_upper, shape[3], shape[5]},
-                      ARGMAX,
-                      nullptr,
-                      false,
-                      nullptr};
+        const Job job = job_of(scores, shape, strides, {row_index, row_lower, row_upper, shape[2], shape[4]},
+                               {column_index, column_lower, column_upper, shape[3], shape[5]});
         const Target *chosen = target_of(target);
         if (!chosen) return 2;
         const Plan plan = make_plan(job, chosen->lanes);
