@@ -361,6 +361,8 @@ def test_what_val_nearly_shares_with_train_is_said_and_what_cannot_be_read_stops
     training._checked([pair], said.append)
     (line,) = (event.message for event in of(Said, said) if "nearly" in event.message)
     assert line.startswith("1 of the 2 pictures of val are nearly pictures of train: 01 (like 05, 1.000)")
+    sizes = [event.message for event in of(Said, said) if "all pictures have" in event.message]
+    assert [line.split(" have")[0] for line in sizes] == ["train: all pictures", "val: all pictures"]
     planted.edit(root / "labels/val/01.png", lambda ids: ids * 0 + 77)
     with pytest.raises(DatasetError, match=r"labels/val/01\.png: 1 value outside the table"):
         training._checked([pair], said.append)

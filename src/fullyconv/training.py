@@ -305,7 +305,9 @@ def _checked(
         # A val split of one class can still be scored.
         stops = [found for found in report.findings if id(data) in learnt or found.kind not in ("absent", "single")]
         replace(report, findings=tuple(stops)).raise_for_errors()
-        for line in (*report.notes, *(found.detail for found in report.findings if id(data) in learnt)):
+        # Both splits are looked at, and a note does not say by itself of which it is.
+        notes = [f"{data.split}: {note}" for note in report.notes]
+        for line in (*notes, *(found.detail for found in report.findings if id(data) in learnt)):
             tell(Said(line))
     _refuse_overlap(opened, reports, tell)
     return [reports[id(train_data)].counts for train_data, _ in opened]
