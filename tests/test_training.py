@@ -352,6 +352,14 @@ def test_a_stage_may_start_from_the_classifier_once_more(tmp_path: Path) -> None
     assert [alarm.stage for alarm in of(Alarm, seen) if alarm.kind == "uninitialised"] == ["8s", "again"]
 
 
+def test_what_is_noted_of_pictures_says_of_which_split(tmp_path: Path) -> None:
+    root = planted.scenes(tmp_path / "data", train=4, val=2)
+    said: list[Event] = []
+    training._checked([(open_folder(root), open_folder(root, split="val"))], said.append)
+    sizes = [event.message for event in of(Said, said) if "all pictures have" in event.message]
+    assert [line.split(" have")[0] for line in sizes] == ["train: all pictures", "val: all pictures"]
+
+
 def test_what_val_nearly_shares_with_train_is_said_and_what_cannot_be_read_stops(tmp_path: Path) -> None:
     root = planted.scenes(tmp_path / "data", train=8, val=2)
     mirrored = Image.open(root / "images/train/05.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -361,8 +369,6 @@ def test_what_val_nearly_shares_with_train_is_said_and_what_cannot_be_read_stops
     training._checked([pair], said.append)
     (line,) = (event.message for event in of(Said, said) if "nearly" in event.message)
     assert line.startswith("1 of the 2 pictures of val are nearly pictures of train: 01 (like 05, 1.000)")
-    sizes = [event.message for event in of(Said, said) if "all pictures have" in event.message]
-    assert [line.split(" have")[0] for line in sizes] == ["train: all pictures", "val: all pictures"]
     planted.edit(root / "labels/val/01.png", lambda ids: ids * 0 + 77)
     with pytest.raises(DatasetError, match=r"labels/val/01\.png: 1 value outside the table"):
         training._checked([pair], said.append)
