@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import urllib.error
 import warnings
 from collections.abc import Callable, Mapping
@@ -38,6 +40,29 @@ def maps_at(made: Backbone, height: int, width: int) -> dict[str, Tensor]:
 
 
 # Every entry of the table
+
+
+WATCHED = """
+import sys, torch
+from importlib.abc import MetaPathFinder
+
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torchvision", "timm"):
+            print(name, torch.empty(0).device)
+
+sys.meta_path.insert(0, Watch())
+from fullyconv.backbones import describe
+describe({name!r})
+"""
+
+
+@pytest.mark.parametrize(("name", "loaded"), [("resnet18", "torchvision cpu"), ("timm/resnet10t", "timm cpu")])
+def test_libraries_are_imported_where_tensors_have_values(name: str, loaded: str) -> None:
+    # torchvision imports torch._dynamo, which in torch 2.8 computes with tensors meanwhile and fails on meta ones.
+    code = WATCHED.format(name=name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == loaded
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))

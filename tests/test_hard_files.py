@@ -199,6 +199,13 @@ def encoded(kind: str, pixels: np.ndarray = SMOOTH, mode: str = "RGB", **options
     return buffer.getvalue()
 
 
+def qoi(pixels: np.ndarray = SMOOTH) -> bytes:
+    """Every pixel spelled out; Pillow 11.0 reads this format, and does not write it yet."""
+    height, width, _ = pixels.shape
+    spelled = b"".join(b"\xfe" + pixel.tobytes() for pixel in pixels.reshape(-1, 3))
+    return struct.pack(">4sIIBB", b"qoif", width, height, 3, 0) + spelled + bytes(7) + b"\1"
+
+
 def rows(pixels: np.ndarray) -> bytes:
     """Scanlines of a PNG, unfiltered."""
     return b"".join(b"\0" + line.tobytes() for line in pixels)
@@ -281,7 +288,7 @@ EXACT: dict[str, tuple[bytes, np.ndarray]] = {
     "one.tga": (encoded("TGA"), SMOOTH),
     "one.sgi": (encoded("SGI"), SMOOTH),
     "one.pcx": (encoded("PCX"), SMOOTH),
-    "one.qoi": (encoded("QOI"), SMOOTH),
+    "one.qoi": (qoi(), SMOOTH),
     "one.ppm": (encoded("PPM"), SMOOTH),
     "one.webp": (encoded("WEBP", lossless=True), SMOOTH),
     "lzw.tif": (encoded("TIFF", compression="tiff_lzw"), SMOOTH),

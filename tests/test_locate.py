@@ -76,6 +76,11 @@ def clear_channel(x: Tensor, f: nn.Module) -> Tensor:
     return y + x
 
 
+def expanded_bias(x: Tensor, f: nn.Module) -> Tensor:
+    y = f(x)
+    return y * f.bias.view(1, -1, 1, 1).expand(y.shape) + x
+
+
 def squeeze_view(x: Tensor, f: nn.Module) -> Tensor:
     y = f(x)
     y[:, :1].squeeze_(1)
@@ -165,6 +170,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "torch's channel shuffle": lambda: Do(lambda x, f: F.channel_shuffle(f(x), 2), conv()),
     "every other cell, seen before a ReLU": lambda: Do(strided_view, conv()),
     "a channel that is cleared": lambda: Do(clear_channel, conv()),
+    "a constant as large as the map": lambda: Do(expanded_bias, conv()),
     "a view that is squeezed in place": lambda: Do(squeeze_view, conv()),
     "a buffer that is filled": lambda: Do(fill, conv()),
     "a view of what is then written": lambda: Do(view_and_write, conv()),

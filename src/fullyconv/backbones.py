@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from fullyconv.classifiers import BVLCGoogLeNet, CaffeNet, TinyVGG
 from fullyconv.config import INPUTS, Geometry, InputConfig
-from fullyconv.errors import AlignmentError, CheckpointError, ConfigError, SurgeryError, UnknownName
+from fullyconv.errors import AlignmentError, CheckpointError, ConfigError, SurgeryError, UnknownName, first_line
 from fullyconv.geometry import Grid
 from fullyconv.locate import Located, locate, locate_outputs, positions
 from fullyconv.lookup import lookup
@@ -185,7 +185,9 @@ class Spec:
         """The classifier with fresh random weights."""
         if self.make is not None:
             return self.make()
-        import torchvision
+        # Not where the classifier is to be made: modules make tensors of their own while they are imported.
+        with torch.device("cpu"):
+            import torchvision
 
         with warnings.catch_warnings():
             # GoogLeNet announces a future default of init_weights, which is what we want.
@@ -202,7 +204,8 @@ class TorchvisionFCN(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        import torchvision
+        with torch.device("cpu"):  # as in `Spec.classifier`
+            import torchvision
 
         net = torchvision.models.get_model(name, weights=None, weights_backbone=None)
         self.backbone = net.backbone
@@ -574,7 +577,8 @@ def _from_object(
 
 
 def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Backbone:
-    import timm
+    with torch.device("cpu"):  # as in `Spec.classifier`
+        import timm
 
     if not timm.is_model(name.split(".")[0]):
         known = timm.list_models()
@@ -582,13 +586,13 @@ def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Bac
     try:
         net: Any = timm.create_model(name, features_only=True)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
-        raise SurgeryError(f"timm/{name} gives no maps (features_only): {str(error).strip().splitlines()[0]}") from None
+        raise SurgeryError(f"timm/{name} gives no maps (features_only): {first_line(error)}") from None
     if weights == "default":
         try:
             net = timm.create_model(name, features_only=True, pretrained=True)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"the published weights of timm/{name} cannot be had ({str(error).strip().splitlines()[0]}); give a "
+                f"the published weights of timm/{name} cannot be had ({first_line(error)}); give a "
                 "local file with --weights FILE, or train from random ones with --weights none",
                 where="model.weights",
             ) from None

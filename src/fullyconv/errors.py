@@ -46,6 +46,16 @@ def one_line(text: str) -> str:
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], " ".join(cut.split()))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, without what it goes on to explain; its type, where it says nothing.
+
+    Example:
+        >>> first_line(RuntimeError("no such file\\nFor more, see ...")), first_line(AssertionError())
+        ('no such file', 'AssertionError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class FullyConvError(Exception):
     """Root of every error that a user can mend. Its text is one line that can be printed, whatever a file holds."""
 

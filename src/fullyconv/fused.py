@@ -23,6 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fullyconv.errors import first_line
+
 if TYPE_CHECKING:
     from fullyconv.native import Taps
 
@@ -160,8 +162,7 @@ def why_not(device: torch.device) -> str:
     try:
         reduce(torch.zeros(1, 1, 1, 1, device=device), axis, axis, labels=labels)
     except Exception as error:  # whatever a compiler, an assembler or a driver has to say
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"not compiled ({reason})"
+        return f"not compiled ({first_line(error)})"
     return ""
 
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fullyconv.errors import SurgeryError
+from fullyconv.errors import SurgeryError, first_line
 from fullyconv.geometry import Grid
 from fullyconv.operations import where_of
 from fullyconv.places import Lost, Place, Where
@@ -293,8 +293,7 @@ def locate(
     try:
         located: dict[str, Located] = _run(graph_module, channels, size, run)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, NotImplementedError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SurgeryError(f"the net does not run on a {size[0]}x{size[1]} picture: {first_line}") from error
+        raise SurgeryError(f"the net does not run on a {size[0]}x{size[1]} picture: {first_line(error)}") from error
     return located
 
 

@@ -158,7 +158,7 @@ class Head(nn.Module):
 
     def _join(self, tap: str, coarse: Tensor, scores: Tensor) -> Tensor:
         align = self.align[tap]
-        if isinstance(align, Upsample | Steps):
+        if isinstance(align, (Upsample, Steps)):  # a union stops torch.export of torch 2.6
             size = (scores.shape[2], scores.shape[3])
             if tap in self.crops:
                 front, own = self.crops[tap]

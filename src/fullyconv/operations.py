@@ -64,14 +64,18 @@ def _pointwise(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dict[
         return Lost("maps with different axes are combined")
     for leaf in tree_leaves((args, kwargs)):
         # A weight with extent along the picture's axes, such as a position embedding, fits one size and one position.
-        fixed = isinstance(leaf, Tensor) and of(leaf) is None
-        if fixed and any(leaf.dim() >= -axis and leaf.shape[axis] > 1 for axis in first.axes):
+        if isinstance(leaf, Tensor) and of(leaf) is None and any(_varies(leaf, axis) for axis in first.axes):
             return Lost("a constant of a fixed size, such as a position embedding, is combined with a map")
     try:
         joined = first.join(*positioned[1:])
     except AlignmentError as error:
         return Lost(str(error))
     return joined.unbounded() if len(positioned) < len(places) else joined
+
+
+def _varies(constant: Tensor, axis: int) -> bool:
+    """Whether a constant has an entry of its own for each row or column; one that is expanded repeats a single one."""
+    return constant.dim() >= -axis and constant.shape[axis] > 1 and constant.stride(axis) != 0
 
 
 def _is_repeated(tensor: Tensor, out: Tensor, place: Place) -> bool:
@@ -85,6 +89,8 @@ def _convolution(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dic
         return _lost(places) or Lost("a convolution's weights depend on the picture")
     if place.axes != (-2, -1) or out.dim() != 4:
         return Lost("a convolution runs along axes that are not the picture's")
+    if 0 in out.shape:  # torch before 2.7 says so on every device but this one
+        raise RuntimeError(f"a kernel of {tuple(args[1].shape[2:])} is larger than its padded map")
     kernel, strides, paddings, dilations = args[1].shape[2:], args[3], args[4], args[5]
     grids = []
     for grid, k, s, p, d in zip(place.grids, kernel, strides, paddings, dilations, strict=True):
@@ -392,7 +398,6 @@ _RULES: dict[Any, Rule] = {
     aten._batch_norm_no_update: _by_channel,
     aten.native_batch_norm: _batch_norm,
     aten.native_layer_norm: _layer_norm,
-    aten._fused_rms_norm: _layer_norm,
     aten.native_group_norm: _whole_picture,
     aten._softmax: _softmax,
     aten._log_softmax: _softmax,
@@ -421,9 +426,16 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.unsqueeze, aten.squeeze), _view
     ),
-    # Element-wise in fact, though not by their tags.
+    # Element-wise in fact, though not by their tags (leaky_relu: in older torch).
     **dict.fromkeys(
-        (aten.hardswish, aten._prelu_kernel, aten.log_sigmoid_forward, aten.rsub, aten.rrelu_with_noise),
+        (
+            aten.hardswish,
+            aten.leaky_relu,
+            aten._prelu_kernel,
+            aten.log_sigmoid_forward,
+            aten.rsub,
+            aten.rrelu_with_noise,
+        ),
         _pointwise,
     ),
     **dict.fromkeys((aten.native_channel_shuffle, aten.channel_shuffle), _by_channel),
@@ -456,6 +468,8 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.pixel_shuffle, aten.upsample_nearest2d), _resize(smooth=False)),
     aten.upsample_bilinear2d: _resize(smooth=True),
 }
+if hasattr(aten, "_fused_rms_norm"):  # older torch takes it apart
+    _RULES[aten._fused_rms_norm] = _layer_norm
 
 
 def where_of(

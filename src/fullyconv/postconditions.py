@@ -12,7 +12,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fullyconv.errors import SurgeryError
+from fullyconv.errors import SurgeryError, first_line
 from fullyconv.tracing import place_of, trace
 
 if TYPE_CHECKING:
@@ -39,9 +39,8 @@ class _Steps(torch.fx.Interpreter):
             return super().run_node(n)
         except Exception as error:
             place = place_of(n)
-            line = str(error).strip().splitlines()[0]
             raise SurgeryError(
-                f"'{place}' works on vectors in a way that has no convolutional equal: {line}", path=place
+                f"'{place}' works on vectors in a way that has no convolutional equal: {first_line(error)}", path=place
             ) from error
 
 

@@ -9,7 +9,7 @@ import torch.fx
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from fullyconv.errors import SurgeryError
+from fullyconv.errors import SurgeryError, first_line
 
 POOL_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
@@ -43,10 +43,9 @@ def trace(net: nn.Module) -> torch.fx.GraphModule:
         graph = _Tracer().trace(net)
         return torch.fx.GraphModule(net, graph)
     except Exception as error:  # a user's forward may raise anything when it meets a proxy
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SurgeryError(
-            f"{type(net).__name__} cannot be traced: {line}; expected a forward without control flow that depends on "
-            "the picture. Split the net by hand and pass the part up to its last map as a backbone"
+            f"{type(net).__name__} cannot be traced: {first_line(error)}; expected a forward without control flow that "
+            "depends on the picture. Split the net by hand and pass the part up to its last map as a backbone"
         ) from error
     finally:
         for m in training:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fullyconv.caffe import CLASSIFIERS, classifier_of, read_layers
 from fullyconv.documents import parse_json
-from fullyconv.errors import CheckpointError
+from fullyconv.errors import CheckpointError, first_line
 from fullyconv.records import writing
 
 MAX_HEADER = 16 << 20
@@ -60,14 +60,12 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        line = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{path}: holds more than tensors, and reading the rest could run code; save the state_dict alone "
-            f"({line:.120})"
+            f"({first_line(error):.120})"
         ) from None
     except Exception as error:  # torch.load raises whatever its many readers raise
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: not a file of PyTorch weights: {line:.160}") from None
+        raise CheckpointError(f"{path}: not a file of PyTorch weights: {first_line(error):.160}") from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fullyconv.errors import ConfigError, ExportError
+from fullyconv.errors import ConfigError, ExportError, first_line
 from fullyconv.model import FCN
 
 LARGEST = 1_500_000_000
@@ -68,8 +68,10 @@ def write(model: FCN, path: Path) -> None:
             weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
             program.save(os.fspath(path), external_data=weights > LARGEST)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(f"{path}: torch cannot export this net: {why[0]}") from None
+        # torch.onnx tells what to do about an error, and the error itself as the cause.
+        raise ExportError(
+            f"{path}: torch {torch.__version__} cannot export this net: {first_line(error.__cause__ or error)}"
+        ) from None
 
 
 @contextlib.contextmanager

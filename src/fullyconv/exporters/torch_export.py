@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fullyconv.errors import ExportError
+from fullyconv.errors import ExportError, first_line
 from fullyconv.exporters.onnx import Trunk, dynamic, example, quiet
 from fullyconv.model import FCN
 
@@ -19,8 +19,9 @@ def write(model: FCN, path: Path) -> None:
     """
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(Trunk(model).eval(), (example(model),), dynamic_shapes=dynamic())
+            program = torch.export.export(
+                Trunk(model).eval(), (example(model),), dynamic_shapes=dynamic(), strict=False
+            )
             torch.export.save(program, path)
     except RuntimeError as error:
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(f"{path}: torch cannot export this net: {why[0]}") from None
+        raise ExportError(f"{path}: torch {torch.__version__} cannot export this net: {first_line(error)}") from None
