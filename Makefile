@@ -28,11 +28,12 @@ test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The suite with the oldest versions that pyproject.toml promises, in an environment of its own (5 GB). Old packages call
-# what new ones deprecate, so warnings are no errors here.
+# what new ones deprecate, so warnings are no errors here. LOWEST=onnx,openvino adds extras, which ask for a newer torch.
+LOWEST ?= geo,tensorboard
 lowest: .venv/ready
 	rm -rf .lowest-venv
 	$(BIN)/uv venv --quiet --python $(BIN)/python .lowest-venv
-	$(BIN)/uv pip install --quiet --python .lowest-venv/bin/python --resolution lowest-direct -e '.[onnx,openvino,geo,tensorboard]' --group dev
+	$(BIN)/uv pip install --quiet --python .lowest-venv/bin/python --resolution lowest-direct -e '.[$(LOWEST)]' --group test
 	.lowest-venv/bin/python -m pytest -n 2 --dist worksteal -o filterwarnings=
 
 # Branch coverage of src by the whole suite, subprocesses and workers too. What is timed runs longer while it is watched.

@@ -440,7 +440,8 @@ def test_maps_that_a_net_adds_off_by_a_part_of_a_cell_are_told() -> None:
         ("vit_tiny_patch16_224", "a reshape takes the rows or columns of the map apart"),
         ("swin_tiny_patch4_window7_224", "a reshape takes the rows or columns of the map apart"),
         ("beit_base_patch16_224", "a reshape takes the rows or columns of the map apart"),
-        ("visformer_tiny", "a constant of a fixed size, such as a position embedding"),
+        # In timm before 1.0.31 it gives no maps in the first place.
+        ("visformer_tiny", "a constant of a fixed size, such as a position embedding|features_only not implemented"),
         ("coatnet_0_rw_224", "it runs on pictures of 224x224 but not on larger ones"),
     ],
 )

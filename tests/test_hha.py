@@ -96,7 +96,7 @@ def test_a_tilted_room_is_measured_as_it_is(pitch: float, roll: float, yaw: floa
     # Everywhere but on strips and in corners that no window fits into. Beside an edge a window that reaches a little
     # over it may fit as well as one that does not: one pixel in 110 rooms, of 76,000 each, was seen to take it.
     assert (np.abs(found.angle - truth.angle)[truth.windows(moved=True)] >= 1).sum() <= 1
-    assert truth.windows(moved=True).mean() > 0.99
+    assert truth.windows(moved=True).mean() > 0.98
     assert found.measured.all()
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fullyconv.classifiers import BVLCGoogLeNet, CaffeNet, TinyVGG
@@ -576,6 +577,28 @@ def _from_object(
     )
 
 
+class _EmptyOnMeta(TorchFunctionMode):
+    """What is made to be filled later, as layers make their weights, has no memory; all else has values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **({"device": "meta"} if func is torch.empty else {}) | (kwargs or {}))
+
+
+def _make(name: str) -> nn.Module:
+    import timm
+
+    net: nn.Module = timm.create_model(name, features_only=True)
+    return net
+
+
+def _outline(name: str) -> nn.Module:
+    """A net of timm on the meta device. Many compute rates of dropped paths and widths from tensors that they read."""
+    with torch.device("cpu"), _EmptyOnMeta():
+        return _make(name).to("meta")
+
+
 def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Backbone:
     with torch.device("cpu"):  # as in `Spec.classifier`
         import timm
@@ -584,7 +607,7 @@ def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Bac
         known = timm.list_models()
         raise UnknownName("timm model", name, difflib.get_close_matches(name, known, n=3), known[:20])
     try:
-        net: Any = timm.create_model(name, features_only=True)
+        net: Any = _outline(name) if torch.empty(0).is_meta else _make(name)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise SurgeryError(f"timm/{name} gives no maps (features_only): {first_line(error)}") from None
     if weights == "default":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.fx
+import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -29,6 +31,24 @@ class _Tracer(torch.fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) or _reads_training(m)
 
 
+@contextlib.contextmanager
+def _recorded_pools() -> Iterator[None]:
+    """Before torch 2.9 ``F.avg_pool2d`` cannot be traced where its kernel is a proxy, such as the size of the map."""
+    pool = F.avg_pool2d
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        proxy = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.fx.Proxy)), None)
+        if proxy is None:
+            return pool(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", pool, args, kwargs)
+
+    F.avg_pool2d = recorded
+    try:
+        yield
+    finally:
+        F.avg_pool2d = pool
+
+
 def trace(net: nn.Module) -> torch.fx.GraphModule:
     """The graph of a net in evaluation mode (auxiliary classifiers and other parts used only in training fall away).
 
@@ -40,7 +60,8 @@ def trace(net: nn.Module) -> torch.fx.GraphModule:
     training = [m for m in net.modules() if m.training]
     net.eval()
     try:
-        graph = _Tracer().trace(net)
+        with _recorded_pools():
+            graph = _Tracer().trace(net)
         return torch.fx.GraphModule(net, graph)
     except Exception as error:  # a user's forward may raise anything when it meets a proxy
         raise SurgeryError(

@@ -177,7 +177,9 @@ class Upsample(nn.Module):
     def forward(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, K, h, w) -> (B, K, H, W), computed in float32 at least, whatever autocast says."""
         kind = scores.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        # Only where there is something to switch off: exported programs of older torch cannot hold the switch.
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if casts else nullcontext():
             if scores.dtype in (torch.float16, torch.bfloat16):
                 scores = scores.float()
             if self.learned:

@@ -202,6 +202,11 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError, ValueError, KeyError, OverflowError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path}: not a whole .safetensors file: {error}") from None
+    except AttributeError as error:
+        if "module 'torch' has no attribute" not in str(error):
+            raise
+        # A type of numbers that is younger than this torch.
+        raise CheckpointError(f"{path}: {error}; expected dense tensors of 16 to 64 bits") from None
 
 
 def _refuse_packed(path: Path) -> None:

@@ -382,7 +382,8 @@ def _train(name: str, options: Mapping[str, Any], own: Mapping[str, Any] | None 
     from fullyconv.studies.trials import Setup
     from fullyconv.tuning import tune as set_allocator
 
-    folder = options["out"] or Path("runs", f"study-{name}")
+    # Older typer makes paths only of what it passes to a command.
+    folder, json = Path(options["out"] or Path("runs", f"study-{name}")), options["json"] and Path(options["json"])
     shared = {key: value for key, value in options.items() if key not in {*(own or {}), "out", "json"}}
     weights = None if options["weights"] == "none" else options["weights"]
     setup = Setup(**{**shared, "weights": weights, "crop": crop_of(options["crop"]), "out": folder})
@@ -393,7 +394,7 @@ def _train(name: str, options: Mapping[str, Any], own: Mapping[str, Any] | None 
     except KeyboardInterrupt:
         print("stopped; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None
-    show(result, folder, options["json"])
+    show(result, folder, json)
 
 
 def show(result: Result, out: Path | None, json: Path | None) -> None:
