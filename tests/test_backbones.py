@@ -434,6 +434,23 @@ def test_maps_that_a_net_adds_off_by_a_part_of_a_cell_are_told() -> None:
     assert all(tap.spread == 0 for tap in describe("resnet18").taps.values())
 
 
+def test_a_net_of_timm_may_read_what_it_computes_while_it_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+
+    def create_model(name: str, *, features_only: bool) -> nn.Module:
+        rates = torch.linspace(0, 0.5, 3).tolist()
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(rates[-1]))
+        weights.append(net[0].weight)
+        return net
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with torch.device("meta"):
+        net = backbones._outline("any")
+    assert [weight.is_meta for weight in weights] == [True], "it had memory for weights"
+    assert {tensor.device.type for tensor in net.state_dict().values()} == {"meta"}
+    assert net[2].p == 0.5
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
