@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -32,7 +33,9 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def tuned_folder(folder: Path, engine: str, precision: str = "32", multiscale: MultiScale | None = None) -> Path:
-    """A model folder of which ``fullyconv tune`` found this engine to be the fastest."""
+    """A model folder of which ``fullyconv tune`` found this engine to be the fastest; skips where it is not installed."""
+    for package in ("onnxscript", engine):
+        pytest.importorskip(package, reason=f"{package} is not installed")
     model = lively("tinyvgg", classes={"out": 5, "more": 3})
     assert model.config is not None
     model.config = model.config.model_copy(update={"multiscale": multiscale or MultiScale()})
