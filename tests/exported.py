@@ -33,7 +33,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def tuned_folder(folder: Path, engine: str, precision: str = "32", multiscale: MultiScale | None = None) -> Path:
-    """A model folder of which ``fullyconv tune`` found this engine to be the fastest; skips where it is not installed."""
+    """A model folder of which ``fullyconv tune`` found this engine to be fastest; skips where it is not installed."""
     for package in ("onnxscript", engine):
         pytest.importorskip(package, reason=f"{package} is not installed")
     model = lively("tinyvgg", classes={"out": 5, "more": 3})
