@@ -445,7 +445,7 @@ def test_a_net_of_timm_may_read_what_it_computes_while_it_is_described(monkeypat
 
     monkeypatch.setattr(timm, "create_model", create_model)
     with torch.device("meta"):
-        net = backbones._outline("any")
+        net = backbones._create("any")
     assert [weight.is_meta for weight in weights] == [True], "it had memory for weights"
     assert {tensor.device.type for tensor in net.state_dict().values()} == {"meta"}
     assert net[2].p == 0.5

@@ -35,7 +35,9 @@ def run(**environment: str) -> None:
 def test_kernels_give_what_torch_gives_in_the_interpreter() -> None:
     triton = pytest.importorskip("triton", reason="torch came without triton")
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
-        pytest.skip("interpreters before triton 3.6 lack 1-bit integers or do not go with this numpy; compilers do")
+        pytest.skip(
+            "interpreters lack 1-bit integers (3.2) or convert arrays as numpy refuses or warns of (3.3 to 3.5)"
+        )
     run(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 

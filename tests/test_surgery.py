@@ -34,7 +34,7 @@ from user_nets import (
 from fullyconv.backbones import BACKBONES
 from fullyconv.errors import SurgeryError
 from fullyconv.surgery import convolutionalize, plan
-from fullyconv.tracing import trace
+from fullyconv.tracing import _recorded_pools, trace
 
 
 @pytest.mark.parametrize("name", sorted(set(BACKBONES) - {"fcn_resnet50", "fcn_resnet101"}))
@@ -406,3 +406,15 @@ def test_frozen_layers_of_a_net_in_training_stay_frozen() -> None:
     dense = plan(net, image_size=16).apply()
     assert dense.training
     assert [m.training for m in dense.modules() if isinstance(m, nn.BatchNorm2d)] == [False]
+
+
+def test_torchs_pool_is_its_own_again_whoever_traces_meanwhile() -> None:
+    own = F.avg_pool2d
+    first, second = _recorded_pools(), _recorded_pools()
+    first.__enter__()
+    second.__enter__()
+    assert F.avg_pool2d is not own
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert F.avg_pool2d is own
+    assert torch._C._nn.avg_pool2d is own

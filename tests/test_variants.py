@@ -244,9 +244,6 @@ def test_every_map_of_a_classifier_lies_where_it_lay(make: Callable[[], nn.Modul
             assert before == after
 
 
-@pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), reason="a traced pool of this kind cannot be traced"
-)
 def test_functional_pools_and_shared_ones_get_convolutions_of_their_own() -> None:
     torch.manual_seed(0)
     net = Pools().double().train()

@@ -589,17 +589,17 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _make(name: str) -> nn.Module:
+def _create(name: str) -> nn.Module:
+    """A net of timm; where tensors are made on the meta device, on that, though many nets read tensors they compute."""
     import timm
 
-    net: nn.Module = timm.create_model(name, features_only=True)
-    return net
-
-
-def _outline(name: str) -> nn.Module:
-    """A net of timm on the meta device. Many compute rates of dropped paths and widths from tensors that they read."""
+    net: nn.Module
+    if not torch.empty(0).is_meta:
+        net = timm.create_model(name, features_only=True)
+        return net
     with torch.device("cpu"), _EmptyOnMeta():
-        return _make(name).to("meta")
+        net = timm.create_model(name, features_only=True)
+    return net.to("meta")
 
 
 def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Backbone:
@@ -610,7 +610,7 @@ def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Bac
         known = timm.list_models()
         raise UnknownName("timm model", name, difflib.get_close_matches(name, known, n=3), known[:20])
     try:
-        net: Any = _outline(name) if torch.empty(0).is_meta else _make(name)
+        net: Any = _create(name)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise SurgeryError(f"timm/{name} gives no maps (features_only): {first_line(error)}") from None
     if weights == "default":

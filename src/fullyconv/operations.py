@@ -89,7 +89,7 @@ def _convolution(of: Of, places: list[Where], args: tuple[Any, ...], kwargs: dic
         return _lost(places) or Lost("a convolution's weights depend on the picture")
     if place.axes != (-2, -1) or out.dim() != 4:
         return Lost("a convolution runs along axes that are not the picture's")
-    if 0 in out.shape:  # torch before 2.7 says so on every device but this one
+    if 0 in out.shape:  # torch 2.6 says so on every device but this one
         raise RuntimeError(f"a kernel of {tuple(args[1].shape[2:])} is larger than its padded map")
     kernel, strides, paddings, dilations = args[1].shape[2:], args[3], args[4], args[5]
     grids = []

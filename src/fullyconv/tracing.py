@@ -31,22 +31,31 @@ class _Tracer(torch.fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) or _reads_training(m)
 
 
+# Bound here, so that whoever traces at the same time puts back the same function.
+_AVERAGE = F.avg_pool2d
+
+
+def _recorded_average(*args: Any, **kwargs: Any) -> Any:
+    proxy = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.fx.Proxy)), None)
+    if proxy is None:
+        return _AVERAGE(*args, **kwargs)
+    return proxy.tracer.create_proxy("call_function", _AVERAGE, args, kwargs)
+
+
 @contextlib.contextmanager
 def _recorded_pools() -> Iterator[None]:
-    """Before torch 2.9 ``F.avg_pool2d`` cannot be traced where its kernel is a proxy, such as the size of the map."""
-    pool = F.avg_pool2d
+    """Before torch 2.9 ``F.avg_pool2d`` cannot be traced where its kernel is a proxy, such as the size of the map.
 
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        proxy = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.fx.Proxy)), None)
-        if proxy is None:
-            return pool(*args, **kwargs)
-        return proxy.tracer.create_proxy("call_function", pool, args, kwargs)
-
-    F.avg_pool2d = recorded
+    People's nets call it by the one name, and nets that were traced before by the other.
+    """
+    owners = F, torch._C._nn
+    for owner in owners:
+        setattr(owner, "avg_pool2d", _recorded_average)  # noqa: B010 - stubs have it as a function
     try:
         yield
     finally:
-        F.avg_pool2d = pool
+        for owner in owners:
+            setattr(owner, "avg_pool2d", _AVERAGE)  # noqa: B010
 
 
 def trace(net: nn.Module) -> torch.fx.GraphModule:
