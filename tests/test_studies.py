@@ -213,6 +213,15 @@ def test_a_study_gives_a_table_that_can_be_read(found: Any, name: str, tmp_path:
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 10
 
 
+def test_a_long_question_is_not_cut_off_at_the_edge_of_the_figure(tmp_path: Path) -> None:
+    rows = [Row("32s", [48.0])]
+    result = Result("long", "minimum " * 30 + "?", SCORES[2:3], rows, shown=SCORES[2].name)
+    result.draw(tmp_path / "long.png")
+    drawn = read_image(tmp_path / "long.png").pixels[..., :3]
+    assert (drawn[:100] < 100).any()
+    assert (drawn[:, -5:] == 255).all()
+
+
 @pytest.mark.parametrize("name", ["masking", "strides", "fusion", "sampling"])
 def test_every_net_has_the_same_budget_seed_and_data(found: Any, name: str) -> None:
     result, out = found(name)

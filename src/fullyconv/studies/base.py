@@ -243,7 +243,7 @@ class Result:
             tall = max(3.6, 1.2 + self._bar_count() * 0.22) if self.shown else 3.6
             figure = Figure(figsize=(5.6 * max(count, 1), tall), layout="constrained")
             axes = figure.subplots(1, max(count, 1), squeeze=False)[0]
-            figure.suptitle(self.question, x=0.01, ha="left", fontweight="bold")
+            figure.suptitle(self.question, x=0.01, ha="left", fontweight="bold", wrap=True)
             if self.shown:
                 self._bars(axes[0])
                 if self.published:
