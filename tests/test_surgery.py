@@ -204,6 +204,13 @@ def test_a_dropped_pool_that_leaves_out_cells_is_said_to_be_inexact() -> None:
     assert made.apply()(torch.zeros(1, 3, 15, 15)).shape == (1, 5, 7, 7)
 
 
+def test_a_fixed_pool_before_a_layer_that_takes_steps_stays_as_it_is() -> None:
+    net = nn.Sequential(nn.MaxPool2d(2, 1), nn.Conv2d(3, 4, 1, 2), nn.ELU(), nn.Flatten(), nn.Linear(4, 3)).double()
+    made = plan(net, image_size=2)
+    assert made.stride == 2
+    assert_read_at_every_position(net, made)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_unpadded_stack_and_head_is_read_at_every_position(

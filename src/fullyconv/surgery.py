@@ -418,7 +418,15 @@ class _Planner:
         source = self._source(node)
         if source is None or not self._single(node):
             return False
-        return self._behind_pool(source) if self._single(source) else self._is_pool(node) is not None
+        if not self._single(source):
+            return self._is_pool(node) is not None
+        # One that takes steps would take them where the pool is read at every cell: such a pool is a layer as it is.
+        return not self._steps(node, source) and self._behind_pool(source)
+
+    def _steps(self, node: torch.fx.Node, source: torch.fx.Node) -> bool:
+        """Whether a node's map has a larger stride than the one that it reads."""
+        here, above = (self.located[each.name].where if self._positioned(each) else None for each in (node, source))
+        return isinstance(here, Place) and isinstance(above, Place) and here.grid.stride > above.grid.stride
 
     def _edit_pool(self, node: torch.fx.Node, source: torch.fx.Node) -> torch.fx.Node:
         kind = self._is_pool(node)
