@@ -133,12 +133,28 @@ print("told", int(len(heard) > 0), sum(float(t.double().abs().sum()) for t in mo
 """
 
 
+FABRIC_RUN = {"LT_CLI_USED": "1", "LT_ACCELERATOR": "cpu", "LT_STRATEGY": "ddp", "LT_DEVICES": "2", "LT_NUM_NODES": "1"}
+LAST = """
+import atexit
+import torch.distributed
+atexit.register(lambda: print("told", int(torch.distributed.is_initialized()), flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, FABRIC_RUN], ids=["torchrun", "fabric run"])
+def test_processes_leave_each_other_before_they_end(tmp_path: Path, more: Mapping[str, str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LAST + STAGES)
+    _, chief, _, other = run(script, tmp_path / "run", processes=2, more=more)
+    assert chief == other == [0]
+
+
 @pytest.mark.slow
 def test_fabric_run_trains_stages_into_one_folder(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(STAGES)
-    cli = {"LT_CLI_USED": "1", "LT_ACCELERATOR": "cpu", "LT_STRATEGY": "ddp", "LT_DEVICES": "2", "LT_NUM_NODES": "1"}
-    (chief, weights), (other, same_weights) = run(script, tmp_path / "run", processes=2, more=cli)
+    (chief, weights), (other, same_weights) = run(script, tmp_path / "run", processes=2, more=FABRIC_RUN)
     assert (chief, other) == (1, 0)  # one process tells what happens
     assert weights == same_weights
     stored = checkpoint.load(tmp_path / "run").state_dict()

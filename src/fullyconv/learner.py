@@ -7,6 +7,7 @@ shares, so that the number of processes is no part of a recipe. (BatchNorm is th
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -308,17 +309,32 @@ def _fabric(device: torch.device, *, bf16: bool) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # `fit` says device and precision itself
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if bf16 else "32-true"
     processes, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    joined = _joined()  # by whoever called, who leaves by himself
     if "LT_CLI_USED" in os.environ:  # `fabric run` has said the rest, and launched
-        return Fabric(precision=precision)
-    if processes > 1:
+        fabric = Fabric(precision=precision)
+    elif processes > 1:
         fabric = Fabric(
             accelerator=device.type, strategy="ddp", devices=here, num_nodes=processes // here, precision=precision
         )
+        fabric.launch()
     else:
         devices = 1 if device.index is None else [device.index]
         fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)
-    fabric.launch()
+        fabric.launch()
+    if _joined() and not joined:
+        atexit.register(_leave)
     return fabric
+
+
+def _joined() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _leave() -> None:
+    """Leave the processes that learnt together, as Fabric does with NCCL alone: with Gloo one that still had its threads
+    when Python ended was aborted once, after all its work was done."""
+    if _joined():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
