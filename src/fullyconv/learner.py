@@ -331,8 +331,10 @@ def _joined() -> bool:
 
 
 def _leave() -> None:
-    """Leave the processes that learnt together, as Fabric does with NCCL alone: with Gloo one that still had its threads
-    when Python ended was aborted once, after all its work was done."""
+    """Leave the processes that learnt together, as Fabric does with NCCL alone.
+
+    With Gloo one that still had its threads when Python ended was aborted once, after all its work was done.
+    """
     if _joined():
         torch.distributed.destroy_process_group()
 
