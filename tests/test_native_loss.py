@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -77,6 +80,59 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(case: Case, seed: int) 
         again = native_loss(case, labels, None, threads=threads)
         assert again[:2] == (loss, count)
         assert torch.equal(again[2], slope)
+
+
+TEAM = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+
+
+def team_of(members: Callable[[int], int], asked: list[int]) -> object:
+    """What works in its threads as OpenMP's runtimes do, one after another; ``asked`` is told how many were wanted."""
+
+    def run(function: int, data: int, threads: int, flags: int) -> None:
+        asked.append(threads)
+        for _ in range(members(threads)):
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
+
+    return TEAM(run)
+
+
+@settings(deadline=None, max_examples=40)
+@given(case=cases(kinds=FINITE), seed=st.integers(0, 99))
+def test_the_bits_do_not_depend_on_whose_threads_they_are(case: Case, seed: int) -> None:
+    labels, asked = labels_for(case, seed, 0.2), list[int]()
+    loss, count, slope = native_loss(case, labels, None)
+    teams = [
+        ctypes.c_void_p(None),  # threads of its own
+        team_of(lambda threads: threads, asked),
+        team_of(lambda threads: 1, asked),  # fewer than it was asked for
+    ]
+    for team in teams:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "_team", lambda team=team: team)
+            again = native_loss(case, labels, None, threads=3)
+        assert again[:2] == (loss, count)
+        assert torch.equal(again[2], slope)
+    assert set(asked) <= {2, 3}
+
+
+def test_a_team_is_asked_only_where_there_is_work_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    team = team_of(lambda threads: threads, asked)
+    monkeypatch.setattr(native, "_team", lambda: team)
+    taps = dense._taps(torch.zeros(1, 3, 9, 11), layer(), (33, 41))
+    assert taps is not None
+    labels = torch.zeros(1, 33, 41, dtype=torch.int64)
+    for threads, expected in ((1, []), (2, [2, 2])):  # slopes are added up in two passes
+        torch.set_num_threads(threads)
+        native.cross_entropy(torch.zeros(1, 3, 9, 11), *taps, labels, void=VOID, weights=None, slope=True)
+        assert asked == expected
+    torch.set_num_threads(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's threads are not found by name")
+@pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="torch computes without OpenMP")
+def test_the_threads_are_those_that_torch_computes_with() -> None:
+    assert native._team().value
 
 
 def layer(classes: int = 3) -> Upsample:

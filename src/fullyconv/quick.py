@@ -137,6 +137,7 @@ def argmax(library: ctypes.CDLL, scores: Float, head: HeadInfo, size: tuple[int,
         int(wide),
         ctypes.c_void_p(None),
         engines.cores(),
+        ctypes.c_void_p(None),
         0,
     )
     if failed:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     """Of the pixels of an axis: (index int32, lower, upper float32), each is ``lower`` of cell ``index`` and ``upper``
     of the next. Cells that are not there are zeros. Weights are 0 or more, the two sum to 1."""
 
-VERSION = 2
+VERSION = 3
 """Of the library's functions, as ``fullyconv_version`` in ``kernel.cpp``."""
 
 WIDEST = 16
@@ -121,6 +121,7 @@ def reduce(
         int(labels is not None and labels.dtype == torch.int32),
         ctypes.c_void_p(None if values is None else values.data_ptr()),
         torch.get_num_threads(),
+        _team(),
         0 if target is None else targets.index(target),
     )
     if failed:
@@ -176,6 +177,7 @@ def cross_entropy(
         ctypes.c_int64(padded),
         sums,
         torch.get_num_threads(),
+        _team(),
         0 if target is None else targets.index(target),
     )
     if failed == 3:
@@ -183,6 +185,20 @@ def cross_entropy(
     if failed:
         raise MemoryError("no memory for a few rows of scores")
     return sums[0], sums[1], None if slopes is None else slopes[..., :classes].permute(0, 3, 1, 2)
+
+
+@cache
+def _team() -> ctypes.c_void_p:
+    """By which the library works in the threads that torch computes with; null: in threads of its own.
+
+    Those of torch spin for some milliseconds after each operation, in wait for the next one, and others beside them
+    would have to share their cores. They are those of the OpenMP runtime that torch has loaded, where it is one that
+    knows ``GOMP_parallel``, as on Linux.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
+    except (AttributeError, OSError, TypeError):
+        return ctypes.c_void_p(None)
 
 
 def _arguments(scores: Tensor, rows: Taps, columns: Taps) -> list[object]:

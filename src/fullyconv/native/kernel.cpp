@@ -355,21 +355,30 @@ const Target *target_of(int target) {
     return nullptr;
 }
 
-// `work(thread, n)` for n from 0 to `total`, shared out `share` at a time.
+// What lets a function run in the threads of an OpenMP runtime: its GOMP_parallel.
+using Team = void (*)(void (*function)(void *), void *data, unsigned threads, unsigned flags);
+
+// `work(thread, n)` for n from 0 to `total`, shared out `share` at a time; in threads of its own where there is no team.
 template <class Work>
-void in_threads(int64_t total, int64_t share, int threads, Work work) {
+void in_threads(int64_t total, int64_t share, int threads, Team team, Work work) {
     std::atomic<int64_t> next{0};
-    auto take = [&](int thread) {
+    std::atomic<int> joined{0};
+    auto take = [&] {
+        const int thread = joined++;
         for (int64_t start; (start = next.fetch_add(share)) < total;)
             for (int64_t n = start; n < std::min(start + share, total); ++n) work(thread, n);
     };
+    if (team && threads > 1) {
+        team([](void *data) { (*static_cast<decltype(take) *>(data))(); }, &take, unsigned(threads), 0);
+        return;
+    }
     std::vector<std::thread> others;
     try {
-        for (int thread = 1; thread < threads; ++thread) others.emplace_back(take, thread);
+        for (int thread = 1; thread < threads; ++thread) others.emplace_back(take);
     } catch (const std::exception &) {
         // No more threads to be had: those that are there do the work.
     }
-    take(0);
+    take();
     for (std::thread &other : others) other.join();
 }
 
@@ -385,7 +394,7 @@ int busy(int64_t total, int64_t share, int threads) { return int(std::min<int64_
 #endif
 
 // Raised with every change of what follows, so that a library built from older source is not called.
-EXPORT int fullyconv_version() { return 2; }
+EXPORT int fullyconv_version() { return 3; }
 
 // Name of instruction set `target`, best first; null where it is not there or there are no more.
 EXPORT const char *fullyconv_target(int target) {
@@ -395,11 +404,11 @@ EXPORT const char *fullyconv_target(int target) {
     return nullptr;
 }
 
-// shape: B, K, h, w, H, W. strides: of B, K, h, w, in floats. 0: done; 1: out of memory.
+// shape: B, K, h, w, H, W. strides: of B, K, h, w, in floats. team: may be null. 0: done; 1: out of memory.
 EXPORT int fullyconv_reduce(const float *scores, const int64_t *shape, const int64_t *strides, const int32_t *row_index,
                             const float *row_lower, const float *row_upper, const int32_t *column_index,
                             const float *column_lower, const float *column_upper, int mode, void *labels, int wide,
-                            float *values, int threads, int target) {
+                            float *values, int threads, Team team, int target) {
     try {
         const Job job = job_of(scores, shape, strides, {row_index, row_lower, row_upper, shape[2], shape[4]},
                                {column_index, column_lower, column_upper, shape[3], shape[5]}, Mode(mode), labels,
@@ -413,7 +422,7 @@ EXPORT int fullyconv_reduce(const float *scores, const int64_t *shape, const int
         threads = busy(total, share, threads);
         std::vector<Workspace> work;
         for (int thread = 0; thread < threads; ++thread) work.emplace_back(job, plan);
-        in_threads(total, share, threads, [&](int thread, int64_t n) {
+        in_threads(total, share, threads, team, [&](int thread, int64_t n) {
             chosen->block_row(job, plan, n / rows, plan.rows[n % rows], work[thread]);
         });
         return 0;
@@ -428,7 +437,7 @@ EXPORT int fullyconv_cross_entropy(const float *scores, const int64_t *shape, co
                                    const int32_t *row_index, const float *row_lower, const float *row_upper,
                                    const int32_t *column_index, const float *column_lower, const float *column_upper,
                                    const int64_t *labels, int64_t void_label, const float *weights, float *slope,
-                                   int64_t padded, double *sums, int threads, int target) {
+                                   int64_t padded, double *sums, int threads, Team team, int target) {
     try {
         const Job job = job_of(scores, shape, strides, {row_index, row_lower, row_upper, shape[2], shape[4]},
                                {column_index, column_lower, column_upper, shape[3], shape[5]});
@@ -445,11 +454,13 @@ EXPORT int fullyconv_cross_entropy(const float *scores, const int64_t *shape, co
         for (int thread = 0; thread < threads; ++thread) work.emplace_back(job, plan);
         std::atomic<bool> sound{true};
         for (int pass = 0; pass < 2; ++pass)
-            in_threads(job.pictures * half, 1, threads, [&](int thread, int64_t n) {
+            in_threads(job.pictures * half, 1, threads, team, [&](int thread, int64_t n) {
                 const int64_t picture = n / half, row = 2 * (n % half) + pass;
-                if (row < count && !chosen->loss_of_rows(job, plan, loss, picture, rows[row], work[thread],
-                                                         found[picture * count + row]))
-                    sound = false;
+                if (row >= count) return;
+                // Its own, since sums side by side would have threads wait for each other's cache line at every pixel.
+                Sums own;
+                if (!chosen->loss_of_rows(job, plan, loss, picture, rows[row], work[thread], own)) sound = false;
+                found[picture * count + row] = own;
             });
         sums[0] = sums[1] = 0;
         for (const Sums &one : found) {
