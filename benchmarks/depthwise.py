@@ -3,7 +3,7 @@
     python benchmarks/depthwise.py [--threads 2] [--rounds 7] [--quick]
 
 Layers of MobileNets, EfficientNets and ConvNeXts and of dilated ones, 8 pictures, channels last, in one process and in
-turns: the backward pass of `F.conv2d` as torch has it, and under `fullyconv.depthwise.QuickGradients`, which takes some
+turns: the backward pass of `F.conv2d` as torch has it, and under `fullyconv.substitutes.Substitutes`, which takes some
 gradients in float32. Where these are no other, the ratio says how much such figures vary. Medians are printed and
 written to ``benchmarks/results/depthwise.json``.
 """
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from common import write
 from torch import Tensor
 
-from fullyconv.depthwise import QuickGradients
+from fullyconv.substitutes import Substitutes
 from fullyconv.tuning import tune
 
 PICTURES = 8
@@ -37,7 +37,7 @@ LAYERS = [
     (144, 80, 3, 1, 1),
 ]
 """Channels, side in cells, kernel, stride, dilation."""
-WAYS = {"torch": nullcontext, "fullyconv": QuickGradients}
+WAYS = {"torch": nullcontext, "fullyconv": Substitutes}
 
 
 def scores(layer: tuple[int, int, int, int, int], way: str) -> tuple[Tensor, list[Tensor]]:

@@ -8,7 +8,7 @@ and 8 of 320x256. Each competitor has a process of its own; they take turns. SGD
     fullyconv   `fullyconv.learner.Learner`, which `fit` runs: bf16 autocast where the hardware has it, channels last,
                 the loss in strips, the allocator as `fullyconv.tuning.tune` sets it; without the average of weights,
                 which the others have not
-    autograd    the same, with torch's own gradients of depthwise convolutions (`benchmarks/depthwise.py`)
+    autograd    the same, with torch's own dropout and gradients of depthwise convolutions (`benchmarks/depthwise.py`)
     plain       the same net in float32, contiguous, `F.interpolate` and `F.cross_entropy` at full size
     torchfcn    FCN-8s as torchfcn has it (padded by 100, from its layer list) and what its trainer does in a step: log
                 of softmax, mask, scores of the training pictures; VGG16 only
@@ -80,7 +80,7 @@ def make(name: str, backbone: str, size: Size) -> Callable[[], object]:
     if name in ("fullyconv", "autograd"):
         tune()
         if name == "autograd":
-            learner.QuickGradients = nullcontext  # type: ignore[assignment, misc]
+            learner.Substitutes = nullcontext  # type: ignore[assignment, misc]
         settings = FitConfig(
             steps=1, batch=size[0], optimizer="sgd", momentum=MOMENTUM, lr=LR, weight_decay=DECAY, ema=0, device="cpu"
         )

@@ -13,9 +13,9 @@ from small_fits import settings
 from torch import Tensor, nn
 
 from fullyconv.building import build
-from fullyconv.depthwise import QuickGradients
 from fullyconv.learner import Learner
 from fullyconv.presets import fcn
+from fullyconv.substitutes import Substitutes
 
 
 def quick(scores: Tensor) -> int:
@@ -56,7 +56,7 @@ def test_gradients_are_those_of_float64_as_far_as_bfloat16_tells(
 
     def gradients(dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         leaves = [each.to(dtype, copy=True).requires_grad_() for each in numbers]
-        with QuickGradients():
+        with Substitutes():
             scores = F.conv2d(leaves[0].contiguous(memory_format=layout), *leaves[1:], **geometry)  # type: ignore[arg-type]
         slope = random(*scores.shape, seed=seed + 3).bfloat16().to(dtype)
         return scores.detach(), list(torch.autograd.grad(scores, leaves, slope))
@@ -90,9 +90,9 @@ def test_gradients_are_those_of_float64_as_far_as_bfloat16_tells(
 )
 def test_what_torch_does_well_is_left_to_it(conv: nn.Module, is_quick: bool) -> None:
     images = torch.rand(1, conv.in_channels, 16, 16, requires_grad=True)  # type: ignore[arg-type]
-    with torch.autocast("cpu", torch.bfloat16), QuickGradients():
+    with torch.autocast("cpu", torch.bfloat16), Substitutes():
         assert quick(conv(images)) == is_quick
-    with QuickGradients():
+    with Substitutes():
         assert not quick(conv(images))  # in float32
     with torch.autocast("cpu", torch.bfloat16):
         assert not quick(conv(images))
@@ -102,7 +102,7 @@ def test_scores_are_bit_for_bit_those_without() -> None:
     conv, images = nn.Conv2d(8, 8, 3, stride=2, groups=8), torch.rand(2, 8, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         plain = conv(images)
-        with QuickGradients():
+        with Substitutes():
             assert torch.equal(conv(images), plain)
             with torch.no_grad():
                 assert torch.equal(conv(images), plain)
@@ -113,7 +113,7 @@ def test_what_is_frozen_gets_no_gradient() -> None:
     assert conv.bias is not None
     for frozen, others in ((conv.weight, [images, conv.bias]), (conv.bias, [images, conv.weight])):
         frozen.requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16), QuickGradients():
+        with torch.autocast("cpu", torch.bfloat16), Substitutes():
             scores = conv(images)
         frozen.requires_grad_()
         first, second = torch.autograd.grad(scores.float().square().sum(), others, retain_graph=True)

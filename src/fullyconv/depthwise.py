@@ -14,31 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.utils import _pair
-from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]
 
 
-class QuickGradients(TorchFunctionMode):
-    """While it is entered, depthwise convolutions in bfloat16 on a CPU get gradients that are quick to compute.
-
-    What they compute forward is left as it is; gradients are those of the same products, rounded less. It sees every
-    call of ``F.conv2d``, whether by a module or not, so nets need no change; other calls pass through.
-
-    Example:
-        >>> conv = torch.nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)
-        >>> with torch.autocast("cpu", torch.bfloat16), QuickGradients():
-        ...     scores = conv(torch.rand(1, 8, 32, 32))
-        >>> scores.float().sum().backward()
-        >>> scores.dtype, conv.weight.grad.shape
-        (torch.bfloat16, torch.Size([8, 1, 3, 3]))
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
-
-
-def _conv2d(
+def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -47,7 +27,17 @@ def _conv2d(
     dilation: int | Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``F.conv2d``, with the gradients of `_Depthwise` where these are quicker."""
+    """``F.conv2d``; of a depthwise convolution in bfloat16 on a CPU, with gradients that are quick to compute.
+
+    What it computes forward is the same; gradients are those of the same products, rounded less.
+
+    Example:
+        >>> weight = torch.ones(8, 1, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+        >>> scores = conv2d(torch.ones(1, 8, 5, 5, dtype=torch.bfloat16), weight, stride=2, groups=8)
+        >>> scores.sum().backward()
+        >>> weight.grad[0, 0, 0]
+        tensor([4., 4., 4.], dtype=torch.bfloat16)
+    """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
     depthwise = groups > 1 and input.ndim == 4 and weight.shape[:2] == (groups, 1)
     on_cpu = input.device.type == "cpu" and dtype == torch.bfloat16

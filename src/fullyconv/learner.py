@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from fullyconv import checkpoint, dense
 from fullyconv.config import FitConfig
-from fullyconv.depthwise import QuickGradients
 from fullyconv.devices import computes_bf16, pick_device
 from fullyconv.errors import ConfigError
 from fullyconv.lookup import lookup
@@ -28,6 +27,7 @@ from fullyconv.losses import LOSSES, Reduction, lovasz
 from fullyconv.model import FCN, Head
 from fullyconv.optim import NORMS, Average, optimizer_of, param_groups
 from fullyconv.sampling import Batch, mix
+from fullyconv.substitutes import Substitutes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -94,8 +94,7 @@ class Learner:
         self._optimizer = optimizer_of(settings.optimizer, groups, momentum=settings.momentum, device=self.device)
         self._average = Average(model, settings.ema) if settings.ema else None
         self.scored = model if self._average is None else self._average.model
-        quick = self.bf16 and self.device.type == "cpu"
-        self._net, self._stepper = self._fabric.setup(_ScoreMaps(model, quick=quick), self._optimizer)
+        self._net, self._stepper = self._fabric.setup(_ScoreMaps(model), self._optimizer)
         self._void = void
         self._class_weights = {head: w.to(self.device) for head, w in (weights or {}).items()}
         self.guess = sum(w * math.log(self._heads[name].classes) for name, w in self._head_weights.items())
@@ -294,12 +293,12 @@ def head_weights(settings: FitConfig, heads: Collection[str]) -> dict[str, float
 class _ScoreMaps(nn.Module):
     """The model with score maps for its forward, which is what Fabric casts, wraps and synchronises."""
 
-    def __init__(self, model: FCN, *, quick: bool) -> None:
+    def __init__(self, model: FCN) -> None:
         super().__init__()
-        self.model, self._quick = model, quick
+        self.model = model
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        with QuickGradients() if self._quick else nullcontext():
+        with Substitutes() if images.device.type == "cpu" else nullcontext():
             return self.model.score_maps(images)
 
 
