@@ -55,6 +55,31 @@ def test_random_weights_learn_at_twice_the_rate_of_trained_ones(
     assert recipe.stages[0].fit.lr == rate
 
 
+@pytest.mark.parametrize(
+    ("options", "stride"),
+    [
+        ("", 2),
+        ("--weights alexnet.pth", 2),
+        ("--weights alexnet.pth --freeze 0", 0),
+        ("--weights none", 0),
+        ("--weights none --freeze 8", 8),
+    ],
+)
+def test_the_first_layers_keep_trained_weights_and_random_ones_learn(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, options: str, stride: int
+) -> None:
+    recipe, _ = recipe_for(monkeypatch, run, data, "--backbone", "alexnet", *options.split())
+    assert recipe.stages[0].fit.freeze == stride
+
+
+def test_where_there_is_more_than_colour_the_first_layers_learn_too(
+    monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path
+) -> None:
+    folder = miniature_with_depth(tmp_path / "data")
+    recipe, _ = recipe_for(monkeypatch, run, folder, "--backbone", "alexnet", "--inputs", "color,depth")
+    assert recipe.stages[0].fit.freeze == 0
+
+
 def test_train_passes_on_what_is_said(monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path) -> None:
     said = "--model fcn16s --backbone tinyvgg --weights none --input caffe --steps 7 --batch 3 --lr 0.02 --crop 48x64"
     more = "--context 0 --learned-upsampling --class-weights none --seed 5 --workers 0 --device cpu --precision 32"

@@ -123,6 +123,23 @@ def test_a_frozen_backbone_keeps_every_bit_and_the_heads_learn() -> None:
     assert not any(name.startswith("backbone.") for name in moved)
 
 
+def test_layers_frozen_up_to_a_stride_keep_every_bit_and_all_others_learn() -> None:
+    torch.manual_seed(0)
+    table = pictures(1).classes
+    model = build(fcn(8, "resnet18", classes=len(table["out"]), weights=None, context=8), classes=table)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    learner = Learner(model, settings(device="cpu", freeze=4, ema=0.5), void=255)
+    learner.train()
+    batch = (torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), {"out": torch.randint(0, 2, (2, 64, 64))})
+    for number in range(2):  # the first has a rate, and heads of zeros: what is behind them moves with the second
+        learner.step([batch], number=number, rate=1.0, seed=0)
+    first = tuple(f"backbone.net.{part}." for part in ("conv1", "bn1", "layer1"))
+    for state in (model.state_dict(), learner.scored.state_dict()):
+        still = {name for name, tensor in state.items() if torch.equal(tensor, before[name])}
+        assert {name for name in state if name.startswith(first)} <= still
+        assert not {name for name in still if name.startswith("backbone.") and not name.startswith(first)}
+
+
 def test_frozen_norms_keep_their_statistics() -> None:
     def statistics(model: FCN) -> list[torch.Tensor]:
         return [t.clone() for n, t in model.backbone.state_dict().items() if "running" in n]

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from fullyconv.backbones import Streams, backbone
 from fullyconv.building import build
 from fullyconv.errors import ConfigError, UnknownName
 from fullyconv.model import FCN
-from fullyconv.optim import Average, class_weights, optimizer_of, param_groups, rate
+from fullyconv.optim import Average, class_weights, freeze, optimizer_of, param_groups, rate
 from fullyconv.presets import fcn
 
 CPU = torch.device("cpu")
@@ -65,6 +66,39 @@ def test_a_factor_of_zero_freezes_the_backbone() -> None:
     learnt = {id(p) for g in param_groups(model, lr=0.1, backbone_lr=0, weight_decay=0) for p in g["params"]}
     assert learnt == {id(p) for p in model.heads.parameters()}
     assert not any(p.requires_grad for p in model.backbone.parameters())
+
+
+FIRST = {
+    "resnet18": ("net.conv1", "net.bn1", "net.layer1"),
+    "squeezenet1_0": tuple(f"net.features.{i}" for i in (0, 3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_layers_up_to_a_stride_are_frozen_and_their_maps_need_no_gradient(name: str) -> None:
+    net = backbone(name).train()
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    frozen = freeze(net, 4)
+    assert frozen == {key for key, _ in net.named_parameters() if key.startswith(tuple(f"{m}." for m in FIRST[name]))}
+    assert frozen == {key for key, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    maps = net(torch.rand(2, 3, 64, 64))
+    assert [tap for tap, scores in maps.items() if not scores.requires_grad] == ["stride2", "stride4"]
+
+
+def test_a_stride_between_two_maps_freezes_the_finer_and_a_net_without_so_fine_ones_learns_whole() -> None:
+    assert freeze(backbone("tinyvgg"), 3) == freeze(backbone("tinyvgg"), 2) != set()
+    assert freeze(backbone("tinyvgg"), 0) == freeze(backbone("alexnet"), 4) == set()
+    whole = backbone("tinyvgg")
+    assert freeze(whole, 32) == {name for name, _ in whole.named_parameters()}
+    assert freeze(whole, 32) == set()  # nothing is left to freeze
+
+
+def test_of_streams_each_is_frozen_up_to_the_stride() -> None:
+    one = freeze(backbone("tinyvgg"), 4)
+    both = Streams({"color": backbone("tinyvgg"), "hha": backbone("tinyvgg")})
+    assert freeze(both, 4) == {f"streams.{stream}.{name}" for stream in ("color", "hha") for name in one}
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])

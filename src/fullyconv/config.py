@@ -430,6 +430,9 @@ class FitConfig(Config):
     """What it means depends on all of the above: `fullyconv.rates`."""
     backbone_lr: float = Field(default=1.0, ge=0)
     """Factor on ``lr`` for the backbone's parameters; 0 freezes them (the paper's 32s-fixed)."""
+    freeze: int = Field(default=0, ge=0)
+    """The backbone's layers up to its last map of at most this stride keep their weights, and their norms their
+    statistics: steps are quicker by their gradients. 0: all layers learn, as in the paper."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """On weights only; biases and norms are never decayed. With sgd, biases learn at twice the rate (paper, 4.3)."""
     schedule: Literal["fixed", "poly", "cosine"] = "poly"

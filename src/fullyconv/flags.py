@@ -27,6 +27,9 @@ recipes scale them where they do not say."""
 RATE_FROM_RANDOM = 2e-3
 """Learning rate where the classifier's weights are random, twice that of `FitConfig`: MobileNets gain by it, other nets
 do alike, and trained ones lose (docs/results.md)."""
+FREEZE = 2
+"""Stride up to which trained layers keep their weights where colours are all they see: scores are a little higher, and
+steps shorter (docs/results.md)."""
 
 OF_DATA: Mapping[str, str] = {"data": "root", "dataset": "name", "workers": "workers"}
 BUDGETS = ("minutes", "epochs", "steps")
@@ -59,9 +62,10 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     model = model.model_copy(update={"multiscale": looks})
     budget = {name: options[name] for name in ("minutes", "epochs", "steps") if options[name] is not None}
     plain = ("batch", "class_weights", "seed", "deterministic", "device", "precision")
-    rate = {"lr": RATE_FROM_RANDOM} if options["weights"] == "none" else {}
-    if options["lr"] is not None:
-        rate = {"lr": options["lr"]}
+    trained = options["weights"] != "none"
+    layers = {} if trained else {"lr": RATE_FROM_RANDOM}
+    layers |= {"freeze": FREEZE} if trained and inputs == ["color"] else {}
+    layers |= {name: options[name] for name in ("lr", "freeze") if options[name] is not None}
     stage = {
         "name": name,
         "model": model,
@@ -73,7 +77,7 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
             "scale": SCALE,
             "workers": options["workers"],
         },
-        "fit": {name: options[name] for name in plain} | {"lovasz": LOVASZ} | rate | (budget or {"minutes": MINUTES}),
+        "fit": {name: options[name] for name in plain} | {"lovasz": LOVASZ} | layers | (budget or {"minutes": MINUTES}),
     }
     try:
         return Recipe.parse({"stages": [stage]})

@@ -25,7 +25,7 @@ from fullyconv.errors import ConfigError
 from fullyconv.lookup import lookup
 from fullyconv.losses import LOSSES, Reduction, lovasz
 from fullyconv.model import FCN, Head
-from fullyconv.optim import NORMS, Average, optimizer_of, param_groups
+from fullyconv.optim import NORMS, Average, freeze, optimizer_of, param_groups
 from fullyconv.sampling import Batch, mix
 from fullyconv.substitutes import Substitutes
 
@@ -84,6 +84,12 @@ class Learner:
             )
         self.settings, self.model = settings, model.to(self.device).to(memory_format=torch.channels_last)
         keep_up(model)
+        frozen, every = freeze(model.backbone, settings.freeze), settings.freeze_norm or settings.backbone_lr == 0
+        self._frozen_norms = [
+            norm
+            for name, norm in model.backbone.named_modules()
+            if isinstance(norm, NORMS) and (every or any(f"{name}.{p}" in frozen for p, _ in norm.named_parameters()))
+        ]
         groups = param_groups(
             model,
             lr=settings.lr,
@@ -102,10 +108,8 @@ class Learner:
     def train(self) -> None:
         """Put the model into train mode, but for norms that are to keep their statistics. Needed after each scoring."""
         self.model.train()
-        if self.settings.freeze_norm or self.settings.backbone_lr == 0:
-            for module in self.model.backbone.modules():
-                if isinstance(module, NORMS):
-                    module.eval()
+        for norm in self._frozen_norms:
+            norm.eval()
 
     def step(self, held: Sequence[Batch], *, number: int, rate: float, seed: int) -> tuple[float, float]:
         """Learn from some batches in one step of the optimizer.

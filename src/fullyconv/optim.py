@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fullyconv.backbones import Backbone
 from fullyconv.errors import ConfigError
 from fullyconv.lookup import lookup
 from fullyconv.model import FCN
@@ -80,6 +81,34 @@ def param_groups(
         {"params": params, "lr": lr * factor, "base_lr": lr * factor, "weight_decay": decay}
         for (factor, decay), params in groups.items()
     ]
+
+
+def freeze(backbone: Backbone, stride: int) -> set[str]:
+    """Let all that maps of at most this stride are computed from keep its weights, in place.
+
+    Returns:
+        names of the parameters that no longer learn, within the backbone; none where no map is so fine.
+
+    Example:
+        >>> sorted(freeze(backbone("resnet18"), 2))
+        ['net.bn1.bias', 'net.bn1.weight', 'net.conv1.weight']
+    """
+    learn = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    fine = [name for name, tap in backbone.taps.items() if tap.grid.stride <= stride]
+    if not learn or not fine:
+        return set()
+    side = backbone.minimum + 2 * (backbone.border or 0)
+    picture = next(iter(learn.values())).new_zeros(1, sum(len(input.mean) for input in backbone.inputs), side, side)
+    modes = {module: module.training for module in backbone.modules()}
+    with torch.enable_grad():
+        maps = backbone.eval()(picture)
+        slopes = torch.autograd.grad([maps[name].sum() for name in fine], [*learn.values()], allow_unused=True)
+    for module, training in modes.items():
+        module.training = training
+    frozen = {name for name, slope in zip(learn, slopes, strict=True) if slope is not None}
+    for name in frozen:
+        learn[name].requires_grad_(False)
+    return frozen
 
 
 def optimizer_of(

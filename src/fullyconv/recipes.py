@@ -45,6 +45,7 @@ class RateReport:
         nominal: whether that is no setting but the size that stands for pictures of unknown size.
         biases: factor on the rate of biases.
         backbone: factor on the rate of the backbone.
+        frozen: stride up to which its layers have no rate; 0: none.
     """
 
     lr: float
@@ -56,6 +57,7 @@ class RateReport:
     nominal: bool
     biases: float
     backbone: float
+    frozen: int
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ def _rate(fit: FitConfig, size: tuple[int, int] | None) -> RateReport:
         nominal=size is None,
         biases=2.0 if felt else 1.0,
         backbone=fit.backbone_lr,
+        frozen=fit.freeze,
     )
 
 
@@ -244,16 +247,18 @@ def _lines(stage: StageReport) -> list[tuple[str, str]]:
         ("loss", f"{stage.loss}, reduction {stage.reduction}, class weights {stage.class_weights}"),
         ("rate", f"{rate.lr:g} of {stage.optimizer}, schedule {stage.schedule}, warm-up {stage.warmup} steps"),
     ]
+    frozen = f", none of it up to stride {rate.frozen}" if rate.frozen else ""
+    backbone = f"the backbone at {rate.backbone:g} times{frozen}"
     if rate.per_pixel is not None:
         of = f"{rate.pixels:,} pixels a step, pictures of {rate.picture[1]}x{rate.picture[0]}"
         nominal = " taken for granted" if rate.nominal else ""
         lines += [
             ("", f"per pixel {rate.per_pixel:.2g} ({of}{nominal})"),
             ("", f"in the long run x {rate.factor:.4g}, {rate.long_run:.2g} per pixel"),
-            ("", f"biases at {rate.biases:g} times the rate, the backbone at {rate.backbone:g} times"),
+            ("", f"biases at {rate.biases:g} times the rate, {backbone}"),
         ]
     else:
-        lines.append(("", f"per weight, however large the loss; the backbone at {rate.backbone:g} times"))
+        lines.append(("", f"per weight, however large the loss; {backbone}"))
     lines.append(("decay", f"{stage.weight_decay:g} of weights, 0 of biases"))
     sampled = f", {stage.pictures} pictures at a time in place of {stage.batch}" if stage.keep < 1 else ""
     lines.append(("keep", f"{stage.keep:g} of the cells{sampled}"))

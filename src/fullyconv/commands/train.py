@@ -59,6 +59,15 @@ def train(
         float | None,
         typer.Option(metavar="RATE", help="Learning rate at its highest.  [default: 0.001; 0.002 with --weights none]"),
     ] = None,
+    freeze: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="STRIDE",
+            help="The classifier's layers up to this stride keep their weights; 0: all learn.  "
+            "[default: 2; 0 with --weights none, or --inputs beyond color]",
+        ),
+    ] = None,
     crop: Crop = None,
     context_channels: Annotated[
         int | None,
