@@ -56,28 +56,31 @@ def test_random_weights_learn_at_twice_the_rate_of_trained_ones(
 
 
 @pytest.mark.parametrize(
-    ("options", "stride"),
+    ("options", "stride", "factor"),
     [
-        ("", 2),
-        ("--weights alexnet.pth", 2),
-        ("--weights alexnet.pth --freeze 0", 0),
-        ("--weights none", 0),
-        ("--weights none --freeze 8", 8),
+        ("", 2, 0.3),
+        ("--weights alexnet.pth", 2, 0.3),
+        ("--weights alexnet.pth --freeze 0 --backbone-lr 1", 0, 1),
+        ("--backbone-lr 0", 2, 0),
+        ("--weights none", 0, 1),
+        ("--weights none --freeze 8 --backbone-lr 0.5", 8, 0.5),
     ],
 )
-def test_the_first_layers_keep_trained_weights_and_random_ones_learn(
-    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, options: str, stride: int
+def test_trained_layers_move_little_the_first_not_at_all_and_random_ones_as_all_others(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, options: str, stride: int, factor: float
 ) -> None:
     recipe, _ = recipe_for(monkeypatch, run, data, "--backbone", "alexnet", *options.split())
-    assert recipe.stages[0].fit.freeze == stride
+    fit = recipe.stages[0].fit
+    assert (fit.freeze, fit.backbone_lr) == (stride, factor)
 
 
-def test_where_there_is_more_than_colour_the_first_layers_learn_too(
+def test_where_there_is_more_than_colour_trained_layers_learn_as_all_others(
     monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path
 ) -> None:
     folder = miniature_with_depth(tmp_path / "data")
     recipe, _ = recipe_for(monkeypatch, run, folder, "--backbone", "alexnet", "--inputs", "color,depth")
-    assert recipe.stages[0].fit.freeze == 0
+    fit = recipe.stages[0].fit
+    assert (fit.freeze, fit.backbone_lr) == (0, 1)
 
 
 def test_train_passes_on_what_is_said(monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path) -> None:

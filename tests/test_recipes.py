@@ -140,7 +140,7 @@ def test_explain_says_what_one_step_of_heavy_learning_is_worth() -> None:
 
 
 def test_explain_says_what_does_not_learn() -> None:
-    assert "the backbone at 1 times, none of it up to stride 2" in explain(read("camvid")).text()
+    assert "the backbone at 0.3 times, none of it up to stride 2" in explain(read("camvid")).text()
     assert "up to stride" not in explain(read("voc-fcn16s")).text()
 
 

@@ -27,9 +27,9 @@ recipes scale them where they do not say."""
 RATE_FROM_RANDOM = 2e-3
 """Learning rate where the classifier's weights are random, twice that of `FitConfig`: MobileNets gain by it, other nets
 do alike, and trained ones lose (docs/results.md)."""
-FREEZE = 2
-"""Stride up to which trained layers keep their weights where colours are all they see: scores are a little higher, and
-steps shorter (docs/results.md)."""
+TRAINED = {"freeze": 2, "backbone_lr": 0.3}
+"""How little trained layers move where colours are all they see: scores are higher, and steps shorter
+(docs/results.md)."""
 
 OF_DATA: Mapping[str, str] = {"data": "root", "dataset": "name", "workers": "workers"}
 BUDGETS = ("minutes", "epochs", "steps")
@@ -63,9 +63,9 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     budget = {name: options[name] for name in ("minutes", "epochs", "steps") if options[name] is not None}
     plain = ("batch", "class_weights", "seed", "deterministic", "device", "precision")
     trained = options["weights"] != "none"
-    layers = {} if trained else {"lr": RATE_FROM_RANDOM}
-    layers |= {"freeze": FREEZE} if trained and inputs == ["color"] else {}
-    layers |= {name: options[name] for name in ("lr", "freeze") if options[name] is not None}
+    layers: dict[str, float] = {} if trained else {"lr": RATE_FROM_RANDOM}
+    layers |= TRAINED if trained and inputs == ["color"] else {}
+    layers |= {name: options[name] for name in ("lr", "backbone_lr", "freeze") if options[name] is not None}
     stage = {
         "name": name,
         "model": model,

@@ -59,6 +59,14 @@ def train(
         float | None,
         typer.Option(metavar="RATE", help="Learning rate at its highest.  [default: 0.001; 0.002 with --weights none]"),
     ] = None,
+    backbone_lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Of the rate, for the classifier's layers; 0: they keep their weights.  "
+            "[default: 0.3; 1 with --weights none, or --inputs beyond color]",
+        ),
+    ] = None,
     freeze: Annotated[
         int | None,
         typer.Option(
