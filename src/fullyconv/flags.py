@@ -89,13 +89,14 @@ def by_option(error: ConfigError, options: Mapping[str, Any]) -> ConfigError:
     """An error of a setting, told as one of the option that gave it; as it is where none did.
 
     Example:
-        >>> str(by_option(ConfigError("stages.0.fit.lr: got -1", where="stages.0.fit.lr"), {"lr": -1}))
-        '--lr: got -1'
+        >>> error = ConfigError("stages.0.fit.backbone_lr: got -1", where="stages.0.fit.backbone_lr")
+        >>> str(by_option(error, {"backbone_lr": -1}))
+        '--backbone-lr: got -1'
     """
     option = error.where.rpartition(".")[2]
     if option not in options or not error.where.startswith("stages.0."):
         return error
-    return ConfigError(str(error).replace(error.where, f"--{option}", 1), where=option)
+    return ConfigError(str(error).replace(error.where, f"--{option.replace('_', '-')}", 1), where=option)
 
 
 def _input(options: Mapping[str, Any], data: SegmentationDataset) -> InputConfig | None:
