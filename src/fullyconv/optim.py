@@ -90,6 +90,7 @@ def freeze(backbone: Backbone, stride: int) -> set[str]:
         names of the parameters that no longer learn, within the backbone; none where no map is so fine.
 
     Example:
+        >>> from fullyconv.backbones import backbone
         >>> sorted(freeze(backbone("resnet18"), 2))
         ['net.bn1.bias', 'net.bn1.weight', 'net.conv1.weight']
     """
