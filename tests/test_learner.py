@@ -131,7 +131,7 @@ def test_layers_frozen_up_to_a_stride_keep_every_bit_and_all_others_learn() -> N
     learner = Learner(model, settings(device="cpu", freeze=4, ema=0.5), void=255)
     learner.train()
     batch = (torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), {"out": torch.randint(0, 2, (2, 64, 64))})
-    for number in range(2):  # the first has a rate, and heads of zeros: what is behind them moves with the second
+    for number in range(2):  # scores begin as zeros, so that what they are made of moves with the second step only
         learner.step([batch], number=number, rate=1.0, seed=0)
     first = tuple(f"backbone.net.{part}." for part in ("conv1", "bn1", "layer1"))
     for state in (model.state_dict(), learner.scored.state_dict()):

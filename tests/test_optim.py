@@ -92,7 +92,14 @@ def test_a_stride_between_two_maps_freezes_the_finer_and_a_net_without_so_fine_o
     assert freeze(backbone("tinyvgg"), 0) == freeze(backbone("alexnet"), 4) == set()
     whole = backbone("tinyvgg")
     assert freeze(whole, 32) == {name for name, _ in whole.named_parameters()}
-    assert freeze(whole, 32) == set()  # nothing is left to freeze
+
+
+def test_what_is_frozen_already_is_named_again_and_stays_so() -> None:
+    net = backbone("tinyvgg")
+    first, last = freeze(net, 2), [name for name, _ in net.named_parameters()][-1]
+    net.get_parameter(last).requires_grad_(False)
+    assert freeze(net, 2) == first
+    assert {name for name, parameter in net.named_parameters() if not parameter.requires_grad} == first | {last}
 
 
 def test_of_streams_each_is_frozen_up_to_the_stride() -> None:

@@ -1,7 +1,7 @@
-"""Dropout on a CPU, in a fifth of the time or less: of one random number of 64 bits it makes four decisions.
+"""Dropout on a CPU, in a quarter of the time or less: of one random number of 64 bits it makes four decisions.
 
-Torch draws a number of its own for each element, one after another on one thread (on Intel's processors it does not),
-which for half a million of them is a twentieth of a step of SqueezeNet's (`benchmarks/training.py`).
+Torch draws a number of its own for each element, one after another on one thread (on Intel's processors it does not):
+13 of the 240 ms of a step of SqueezeNet 1.0, 8 crops of 256x320, on two cores of an AMD EPYC (profiled once).
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 
     Each element becomes 0 with probability ``q``, which is ``p`` to the nearest 1 / 65,536, and is divided by ``1 - q``
     otherwise, so that means stay. Numbers come from torch's default generator.
+
+    Args:
+        input: of any shape and floating type; the result has its memory format. Not on a CPU, it is left to torch.
+        p: 0..1.
+        training: if not, the input is returned as it is.
+        inplace: fill the input.
+
+    Raises:
+        ValueError: ``p`` is out of range.
 
     Example:
         >>> _ = torch.manual_seed(0)

@@ -86,29 +86,35 @@ def param_groups(
 def freeze(backbone: Backbone, stride: int) -> set[str]:
     """Let all that maps of at most this stride are computed from keep its weights, in place.
 
+    Args:
+        backbone: any, in any mode; some of it may be frozen already.
+        stride: in pixels; 0: nothing is frozen.
+
     Returns:
-        names of the parameters that no longer learn, within the backbone; none where no map is so fine.
+        names of the parameters that these maps are computed from, within the backbone; none where no map is so fine.
 
     Example:
         >>> from fullyconv.backbones import backbone
         >>> sorted(freeze(backbone("resnet18"), 2))
         ['net.bn1.bias', 'net.bn1.weight', 'net.conv1.weight']
     """
-    learn = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    parameters = dict(backbone.named_parameters())
     fine = [name for name, tap in backbone.taps.items() if tap.grid.stride <= stride]
-    if not learn or not fine:
+    if not parameters or not fine:
         return set()
     side = backbone.minimum + 2 * (backbone.border or 0)
-    picture = next(iter(learn.values())).new_zeros(1, sum(len(input.mean) for input in backbone.inputs), side, side)
+    channels = sum(len(input.mean) for input in backbone.inputs)
+    picture = next(iter(parameters.values())).new_zeros(1, channels, side, side)
+    learnt = {name for name, parameter in parameters.items() if parameter.requires_grad}
     modes = {module: module.training for module in backbone.modules()}
     with torch.enable_grad():
-        maps = backbone.eval()(picture)
-        slopes = torch.autograd.grad([maps[name].sum() for name in fine], [*learn.values()], allow_unused=True)
+        maps = backbone.requires_grad_().eval()(picture)  # of what is frozen already, too
+        slopes = torch.autograd.grad([maps[name].sum() for name in fine], [*parameters.values()], allow_unused=True)
     for module, training in modes.items():
         module.training = training
-    frozen = {name for name, slope in zip(learn, slopes, strict=True) if slope is not None}
-    for name in frozen:
-        learn[name].requires_grad_(False)
+    frozen = {name for name, slope in zip(parameters, slopes, strict=True) if slope is not None}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in learnt - frozen)
     return frozen
 
 
