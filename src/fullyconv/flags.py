@@ -28,8 +28,8 @@ RATE_FROM_RANDOM = 2e-3
 """Learning rate where the classifier's weights are random, twice that of `FitConfig`: MobileNets gain by it, other nets
 do alike, and trained ones lose (docs/results.md)."""
 TRAINED = {"freeze": 2, "backbone_lr": 0.3}
-"""How little trained layers move where colours are all they see: scores are higher, and steps shorter
-(docs/results.md)."""
+"""How little trained layers move where colours are all they see: on little data scores are higher, in long runs on more
+they are alike, and steps are shorter (docs/results.md)."""
 
 OF_DATA: Mapping[str, str] = {"data": "root", "dataset": "name", "workers": "workers"}
 BUDGETS = ("minutes", "epochs", "steps")
