@@ -44,3 +44,15 @@ def test_what_is_missing_is_said_with_what_was_looked_for(root: Path) -> None:
         open_ade20k(root, split="test")
     with pytest.raises(DatasetError, match=r"no ADE20K; expected ADEChallengeData2016 with images/ and annotations/"):
         open_ade20k(root / "images")
+
+
+def test_files_without_a_partner_and_missing_pictures_are_said(root: Path) -> None:
+    picture = root / "images/training/ADE_train_00000001.jpg"
+    picture.rename(shouted := picture.with_suffix(".JPG"))
+    data = open_ade20k(root)
+    assert (data.names, data.unpaired) == ([TRAIN[1]], [shouted, root / f"annotations/training/{TRAIN[0]}.png"])
+    assert "train: 1 pictures, where 20,210 are published" in data.notes
+    (finding,) = [found for found in check(data).findings if found.kind == "unpaired"]
+    assert finding.severity == "warning"
+    assert finding.files == tuple(map(str, data.unpaired))
+    assert open_ade20k(root, split="val").unpaired == []

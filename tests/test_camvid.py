@@ -67,6 +67,15 @@ def test_the_full_frames_lie_beside_their_label_maps_as_the_archives_unpack(tmp_
         open_camvid(tmp_path)
 
 
+def test_a_label_map_of_a_full_frame_is_missed_in_its_own_split_alone(tmp_path: Path) -> None:
+    mini.camvid_full(tmp_path, [*TRAIN, *VAL, *TEST])
+    assert open_camvid(tmp_path).unpaired == []
+    (tmp_path / f"701_StillsRaw_full/{VAL[0]}.png").unlink()
+    assert open_camvid(tmp_path).unpaired == []
+    mini.camvid_full(tmp_path, ["0016E5_08001"])
+    assert open_camvid(tmp_path, split="val").unpaired == [tmp_path / f"LabeledApproved_full/{VAL[0]}_L.png"]
+
+
 def test_a_few_colours_outside_the_table_are_void_and_many_are_refused(tmp_path: Path) -> None:
     size = (20, 30)
     labels = np.full((*size, 3), (128, 64, 128), np.uint8)
@@ -92,7 +101,7 @@ def test_the_full_frames_are_divided_by_sequence_as_segnet_divides_them(tmp_path
     }
     mini.camvid_full(tmp_path, [name for names in frames.values() for name in names])
     assert {split: open_camvid(tmp_path, split=split).names for split in frames} == frames
-    with pytest.raises(DatasetError, match="no frame of 'trainval'; expected split train, val or test"):
+    with pytest.raises(DatasetError, match="no picture of 'trainval'; expected a split of train, val, test"):
         open_camvid(tmp_path, split="trainval")
 
 

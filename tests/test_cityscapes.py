@@ -61,3 +61,10 @@ def test_what_is_missing_is_said_with_what_was_looked_for(root: Path) -> None:
     (root / "gtFine").rename(root.parent / "elsewhere")
     with pytest.raises(DatasetError, match=r"no Cityscapes; expected leftImg8bit/ and gtFine/; found leftImg8bit/$"):
         open_cityscapes(root)
+
+
+def test_a_label_map_without_its_picture_is_named(root: Path) -> None:
+    (root / f"leftImg8bit/train/aachen/{TRAIN[0]}_leftImg8bit.png").unlink()
+    data = open_cityscapes(root)
+    assert len(data) == 2
+    assert data.unpaired == [root / f"gtFine/train/aachen/{TRAIN[0]}_gtFine_labelIds.png"]

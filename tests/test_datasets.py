@@ -174,6 +174,19 @@ def test_what_only_looks_like_a_split_is_refused_or_named(tmp_path: Path) -> Non
     assert "images/ holds folders that are no split by their names and are not read: heldout" in notes
 
 
+def test_a_folder_of_boxes_beside_the_label_maps_is_no_second_reading(tmp_path: Path) -> None:
+    mini.voc(tmp_path / "VOC2012", train=("a", "b"), val=("c",))
+    (tmp_path / "VOC2012/Annotations").mkdir()  # every official archive has it
+    (tmp_path / "VOC2012/Annotations/a.xml").write_text("<annotation/>")
+    assert open_folder(tmp_path / "VOC2012").names == ["a", "b"]
+    pair(tmp_path / "yolo", "a", maps="masks")
+    pair(tmp_path / "yolo", "b", maps="masks")
+    (tmp_path / "yolo/labels").mkdir()
+    (tmp_path / "yolo/labels/a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    classes(tmp_path / "yolo")
+    assert open_folder(tmp_path / "yolo").paths(0)[1].parent.name == "masks"
+
+
 def test_two_readings_of_a_folder_are_refused(tmp_path: Path) -> None:
     divided(tmp_path / "splits", "train", "val", "valid")
     with pytest.raises(DatasetError, match="val and valid could each be val; keep one"):

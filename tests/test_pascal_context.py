@@ -133,3 +133,11 @@ def test_what_is_wrong_is_refused_in_one_line(root: Path) -> None:
     table.unlink()
     with pytest.raises(DatasetError, match=r"no PASCAL-Context; expected a folder with trainval/NAME\.mat and labels"):
         open_pascal_context(root)
+
+
+def test_a_table_that_is_a_folder_is_refused(root: Path) -> None:
+    table = next(root.rglob("labels.txt"))
+    table.unlink()
+    table.mkdir()
+    with pytest.raises(DatasetError, match=r"labels\.txt: cannot be read as a table of names: Is a directory"):
+        dataset("pascal-context", root)

@@ -127,11 +127,14 @@ def test_label_files_that_are_wrong_are_refused_in_one_line(release: Path) -> No
     mini.mat(first, GTinst={"Segmentation": mini.grid(0)})
     assert "no GTcls.Segmentation in it; found GTinst" in refused()
     mini.mat(first, GTcls={"Boundaries": mini.grid(0)})
-    assert "no GTcls.Segmentation in it; found GTcls" in refused()
-    mini.mat(first, GTcls={"Segmentation": mini.grid(0) + 0.5})
-    assert "GTcls.Segmentation is float64 of shape (6, 8); expected whole numbers (H, W)" in refused()
+    assert "no GTcls.Segmentation in it; found GTcls (Boundaries)" in refused()
+    mini.mat(first, GTcls={"Segmentation": np.zeros((6, 8, 3), np.uint8)})
+    assert "GTcls.Segmentation is uint8 of shape (6, 8, 3); expected whole numbers (H, W)" in refused()
+    for value in (0.5, 1e30, np.inf, np.nan):
+        mini.mat(first, GTcls={"Segmentation": np.where(mini.grid(0, 1) == 1, value, 0)})
+        assert f"GTcls.Segmentation holds {value}; expected ids, which are whole numbers" in refused()
     mini.mat(first, GTcls={"Segmentation": mini.grid(0, 21)})
     assert "21 (24 px); expected ids 0..20 or void 255" in refused()
     mini.mat(first, GTcls={"Segmentation": mini.grid(0, size=(8, 6))})
     assert "a label map of 8 x 6 for a picture of 6 x 8" in refused()
-    assert [f.kind for f in check(data).errors] == ["label"]
+    assert [f.kind for f in check(data).errors] == ["size"]

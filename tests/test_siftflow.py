@@ -91,3 +91,9 @@ def test_what_is_missing_is_said_with_what_was_looked_for(root: Path) -> None:
     (root / "trainval.txt").unlink()
     with pytest.raises(DatasetError, match=r"trainval\.txt: no such file; .*has test\.txt"):
         open_siftflow(root)
+
+
+def test_a_list_of_nothing_but_what_nobody_labelled_is_refused(root: Path) -> None:
+    mini.names(next(root.rglob("test.txt")), ["street_urb506"])
+    with pytest.raises(DatasetError, match="siftflow: no picture is left for test"):
+        open_siftflow(root, split="test")

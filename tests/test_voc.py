@@ -49,6 +49,22 @@ def test_the_root_may_be_any_of_the_folders(devkit: Path, below: str) -> None:
     assert open_voc(devkit / below, split="val").names == list(VAL)
 
 
+@pytest.mark.parametrize("line", ["a\0b", ",".join(f"2008_{i:06d}" for i in range(30))])
+def test_a_line_that_is_no_name_of_a_file_is_refused(devkit: Path, line: str) -> None:
+    mini.names(devkit / "VOCdevkit/VOC2011/ImageSets/Segmentation/train.txt", [TRAIN[0], line])
+    with pytest.raises(
+        DatasetError, match=r"train\.txt: line 2 is '.*', no name of a file; expected names, one a line"
+    ):
+        open_voc(devkit)
+
+
+def test_pictures_by_another_suffix_are_shown_beside_what_was_expected(devkit: Path) -> None:
+    for path in (devkit / "VOCdevkit/VOC2011/JPEGImages").iterdir():
+        path.rename(path.with_suffix(".JPG"))
+    with pytest.raises(DatasetError, match=r"expected NAME\.jpg for each of its 2 names; .*has 2007_000032\.JPG"):
+        open_voc(devkit)
+
+
 def test_voc2011_unpacks_into_a_folder_of_its_own(tmp_path: Path) -> None:
     mini.voc(tmp_path / "TrainVal/VOCdevkit/VOC2011", train=TRAIN)
     assert open_voc(tmp_path).names == list(TRAIN)
@@ -74,6 +90,14 @@ def test_seg11valid_is_val_without_what_sbd_trains_on(devkit: Path, place: str, 
     assert data.names == ["2007_000033", "2011_003276"]
     assert "2 of the 3 pictures of VOC2011's val" in data.notes[0]
     assert data[0].labels["out"].max() == 255
+
+
+def test_seg11valid_is_made_of_the_years_beside_the_one_that_is_given(devkit: Path) -> None:
+    mini.names(devkit / "sbd/train.txt", ["2007_000042"])
+    mini.voc(devkit / "VOCdevkit/VOC2012", val=VAL)
+    data = open_voc(devkit / "VOCdevkit/VOC2012", split="seg11valid")
+    assert data.names == ["2007_000033", "2011_003276"]
+    assert "of VOC2011's val" in data.notes[0]
 
 
 @pytest.mark.parametrize("below", ["", "TrainVal/VOCdevkit", "TrainVal/VOCdevkit/VOC2011"])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fullyconv.config import Classes
-from fullyconv.errors import ImageError, LabelError
+from fullyconv.errors import ImageError, LabelError, LabelSizeError
 from fullyconv.findings import Finding
 from fullyconv.images import SUFFIXES, read_image
 from fullyconv.labels import goes_on
@@ -36,8 +36,8 @@ def diagnose(error: ImageError, files: tuple[Path | None, ...], classes: Mapping
     elif table is None:
         kind = "corrupt"
     elif error.path.suffix.lower() not in SUFFIXES:
-        # Of another format, such as .mat: either it was read, and its numbers are refused, or it cannot be.
-        kind = "label" if isinstance(error, LabelError) else "corrupt"
+        # Of another format, such as .mat: either it was read, and its size or numbers are refused, or it cannot be.
+        kind = "size" if isinstance(error, LabelSizeError) else "label" if isinstance(error, LabelError) else "corrupt"
     else:
         kind = _of_label_map(error.path, files[0], table)
     concerned = [error.path, *([files[0]] if kind in ("size", "exif") and files[0] is not None else [])]

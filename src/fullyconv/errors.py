@@ -8,7 +8,7 @@
      + CheckpointError   a model folder or weight file does not fit              .missing .unexpected .reshaped
      + DatasetError      a folder of pictures is not what it should be                       .findings
      + ImageError        a file is no picture, or no label map, that can be used             .path
-        - LabelError     a label map that can be read does not fit its picture or its table
+        - LabelError     a label map that can be read does not fit its picture (LabelSizeError) or its table
      + TrainingError     training cannot go on                                               .step
      + ExportError       an exported file disagrees with the model                           .largest_difference .where
 
@@ -165,6 +165,10 @@ class ImageError(FullyConvError):
 
 class LabelError(ImageError):
     """A label map that can be read, with another size than its picture's, or an id or colour outside its table."""
+
+
+class LabelSizeError(LabelError):
+    """A label map that can be read, with another size than its picture's."""
 
 
 class TrainingError(FullyConvError):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fullyconv.config import Classes, voc_colour
-from fullyconv.errors import ImageError, LabelError
+from fullyconv.errors import ImageError, LabelError, LabelSizeError
 from fullyconv.opening import MAX_PIXELS, Array, save
 from fullyconv.values import read_values
 
@@ -68,7 +68,7 @@ def label_channels(
     """
     if size is not None and values.shape[:2] != tuple(size):
         turned = " (its sides are swapped: one of the two is not upright)" if values.shape[1::-1] == tuple(size) else ""
-        raise LabelError(
+        raise LabelSizeError(
             path, f"a label map of {_shape(values)} for a picture of {size[0]} x {size[1]} (height x width){turned}"
         )
     table = _lookup(classes)

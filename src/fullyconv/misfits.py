@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from fullyconv.config import Classes
 from fullyconv.datasets.base import Sample, SegmentationDataset
 from fullyconv.diagnosis import shift_of
 from fullyconv.findings import Finding
-from fullyconv.images import read_image
+from fullyconv.images import SUFFIXES, read_image
 from fullyconv.impressions import Impression, impression
 from fullyconv.opening import read_form, turned
 from fullyconv.values import read_values
@@ -90,7 +91,8 @@ def _of_each_others_size(bad: Sequence[Finding]) -> list[Finding]:
     wrong = [finding for finding in bad if finding.kind == "size"]
     sizes = {file: _upright_size(file) for finding in wrong for file in finding.files}
     fits = [
-        {j for j, other in enumerate(wrong) if sizes[one.files[0]] == sizes[other.files[-1]]} for one in wrong
+        {j for j, other in enumerate(wrong) if (size := sizes[one.files[0]]) and size == sizes[other.files[-1]]}
+        for one in wrong
     ]  # whose picture each map has the size of
     found: list[Finding] = []
     for i, one in enumerate(wrong):
@@ -104,7 +106,9 @@ def _of_each_others_size(bad: Sequence[Finding]) -> list[Finding]:
     return found
 
 
-def _upright_size(path: str) -> tuple[int, int]:
+def _upright_size(path: str) -> tuple[int, int] | None:
+    if Path(path).suffix.lower() not in SUFFIXES:  # such as .mat
+        return None
     form = read_form(path)
     return (form.size[1], form.size[0]) if form.orientation >= 5 else form.size
 

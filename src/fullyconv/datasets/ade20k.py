@@ -13,7 +13,7 @@ from pathlib import Path
 from fullyconv.archives import Archive
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, below, classes_from_one, find, inside_of
+from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, of_folders
 from fullyconv.errors import DatasetError
 from fullyconv.values import read_values
 
@@ -84,5 +84,4 @@ def open_ade20k(
     half = FOLDERS.get(split, split)
     pictures = Files(folder / "images" / half, ".jpg")
     maps = Maps(Files(folder / "annotations" / half, ".png"), read_values, CLASSES)
-    names = below(pictures.folder, pictures.suffix)
-    return Listed("ade20k", split, names, {"color": pictures}, {"out": maps}, [f"ADE20K: {folder}"])
+    return of_folders("ade20k", split, pictures, maps, published=ABOUT.pictures, notes=[f"ADE20K: {folder}"])

@@ -19,7 +19,7 @@ from fullyconv.archives import Archive
 from fullyconv.config import Classes, ClassInfo
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, below, find, inside_of
+from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, of_folders
 from fullyconv.errors import DatasetError, LabelError
 from fullyconv.opening import read_form
 from fullyconv.values import read_values
@@ -102,18 +102,17 @@ def open_camvid(
         pictures = Files(folder / split, ".png")
         maps = Maps(Files(folder / f"{split}annot", ".png"), read_values, CLASSES)
         notes = [f"CamVid, SegNet's 11 classes: {folder}"]
-        return Listed("camvid", split, below(folder / split, ".png"), {"color": pictures}, {"out": maps}, notes)
+        return of_folders("camvid", split, pictures, maps, published=ABOUT.pictures, notes=notes)
     if (folder := find(candidates, "701_StillsRaw_full")) is not None and (labels := _labels_of(folder)) is not None:
         pictures = Files(folder / "701_StillsRaw_full", ".png")
         maps = Maps(Files(labels, "_L.png"), read_colours, ORIGINAL)
-        names = [name for name in below(pictures.folder, ".png") if split_of(name) == split]
-        if not names:
-            raise DatasetError(f"{pictures.folder}: no frame of {split!r}; expected split train, val or test")
         notes = [
             f"CamVid, the full frames in 31 classes, divided as SegNet's: {folder}",
             f"colours outside the table of up to {STRAY_SHARE:.0%} of a map are void: Seq05VD_f02610_L.png has some",
         ]
-        return Listed("camvid", split, names, {"color": pictures}, {"out": maps}, notes)
+        return of_folders(
+            "camvid", split, pictures, maps, published=ABOUT.pictures, notes=notes, keep=lambda n: split_of(n) == split
+        )
     raise DatasetError(
         f"{root}: no CamVid; expected CamVid/train and CamVid/trainannot, or 701_StillsRaw_full/ and "
         f"LabeledApproved_full/ (or its NAME_L.png beside the former); found {inside_of(root)}"

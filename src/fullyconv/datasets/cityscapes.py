@@ -13,7 +13,7 @@ from pathlib import Path
 from fullyconv.config import Classes, ClassInfo
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, below, find, inside_of
+from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, of_folders
 from fullyconv.errors import DatasetError
 from fullyconv.values import read_values
 
@@ -76,5 +76,4 @@ def open_cityscapes(
         raise DatasetError(f"{root}: no Cityscapes; expected leftImg8bit/ and gtFine/; found {inside_of(root)}")
     pictures = Files(folder / "leftImg8bit" / split, "_leftImg8bit.png")
     maps = Maps(Files(folder / "gtFine" / split, "_gtFine_labelIds.png"), read_values, CLASSES)
-    names = below(pictures.folder, pictures.suffix)
-    return Listed("cityscapes", split, names, {"color": pictures}, {"out": maps}, [f"Cityscapes: {folder}"])
+    return of_folders("cityscapes", split, pictures, maps, published=ABOUT.pictures, notes=[f"Cityscapes: {folder}"])

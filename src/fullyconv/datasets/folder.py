@@ -157,6 +157,9 @@ def _halves(root: Path, notes: list[str]) -> tuple[Path, Path]:
                 f"found {', '.join(inside[:12]) or 'nothing'}{f'; did you mean {below[0]}?' if len(below) == 1 else ''}"
             )
         if len(there) > 1:
+            # PASCAL VOC's Annotations/ holds boxes, and labels/ may hold what a detector learns.
+            there = [folder for folder in there if any(map(_by_suffix, walk(folder)))] or there
+        if len(there) > 1:
             names = " and ".join(f"{p.name}/" for p in there)
             if there[0].name.lower() != known[0]:
                 raise DatasetError(f"{root}: {names} could each hold the {kind}; keep one, or name it {known[0]}/")
@@ -317,7 +320,7 @@ def _files(folder: Path, notes: list[str]) -> dict[str, Path]:
     doubles: list[str] = []
     others = 0
     for path in walk(folder):
-        if path.suffix.lower() not in SUFFIXES:
+        if not _by_suffix(path):
             others += 1
             continue
         name = _stem(_key(path.relative_to(folder).as_posix()))
@@ -349,6 +352,10 @@ def _input(root: Path, name: str, half: str, names: Sequence[str], notes: list[s
             findings=[f"{folder / picture}: no such file" for picture in lacking],
         )
     return found
+
+
+def _by_suffix(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def _key(name: str) -> str:

@@ -16,9 +16,12 @@ from fullyconv.datasets.base import Sample
 from fullyconv.datasets.inputs import read_inputs
 from fullyconv.documents import read_text
 from fullyconv.errors import DatasetError
+from fullyconv.images import SUFFIXES
 from fullyconv.labels import label_channels
 
 SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
+LONGEST = 200
+"""Characters of a name or path in a list; file systems end at 255 bytes for a name with its suffix."""
 LOOKED_AT = 20
 """Names whose files are looked for when a data set is opened; the others are missed when they are read."""
 
@@ -69,9 +72,10 @@ class Listed:
         pictures: for each input of a picture, where its files lie.
         maps: for each head, its label maps.
         notes: what was recognised or chosen.
+        unpaired: files that have no partner by their name, where the names are those of a folder.
 
     Raises:
-        DatasetError: a folder is not there, or none of the first names has a file in it.
+        DatasetError: no name, a folder is not there, or none of the first names has a file in it.
     """
 
     name: str
@@ -80,15 +84,19 @@ class Listed:
     pictures: Mapping[str, Files]
     maps: Mapping[str, Maps]
     notes: Sequence[str] = ()
+    unpaired: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
+        if not self.names:
+            raise DatasetError(f"{self.name}: no picture is left for {self.split}: its list names none that counts")
         for files in (*self.pictures.values(), *(maps.files for maps in self.maps.values())):
             if not files.folder.is_dir():
                 raise DatasetError(f"{files.folder}: no such folder; expected {files.of('NAME').name} for each name")
             if not any(files.of(name).is_file() for name in self.names[:LOOKED_AT]):
                 raise DatasetError(
                     f"{files.of(self.names[0])}: no such file, nor one of the next names of {self.split}; expected "
-                    f"{files.of('NAME').name} for each of its {len(self.names)} names"
+                    f"{files.of('NAME').name} for each of its {len(self.names)} names; {files.folder} has "
+                    f"{inside_of(files.folder)}"
                 )
 
     @property
@@ -132,6 +140,9 @@ def read_names(path: Path) -> list[str]:
         raise DatasetError(f"{path}: no such file; expected a list of names, one a line; {found}") from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as a list of names: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line or any(len(part) > LONGEST for part in line.split()):
+            raise DatasetError(f"{path}: line {number} is {line[:40]!r}, no name of a file; expected names, one a line")
     names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
     if not names:
         raise DatasetError(f"{path}: an empty list; expected names, one a line")
@@ -150,6 +161,51 @@ def below(folder: Path, suffix: str) -> list[str]:
     if not found:
         raise DatasetError(f"{folder}: no file NAME{suffix} in it; found {inside_of(folder)}")
     return found
+
+
+def of_folders(
+    name: str,
+    split: str,
+    pictures: Files,
+    maps: Maps,
+    *,
+    published: Mapping[str, int],
+    notes: Sequence[str],
+    keep: Callable[[str], bool] = lambda name: True,
+) -> Listed:
+    """A split that is whatever lies in a folder of pictures, so that nothing tells what is missing but its partner.
+
+    Args:
+        name: of the data set.
+        split: as asked for.
+        pictures: all of its folder are taken.
+        maps: of the one head, "out".
+        published: how many pictures each split has.
+        notes: what was recognised.
+        keep: whether a name belongs to the split, where the folder holds others too.
+
+    Raises:
+        DatasetError: no such folder, or no picture of the split in it.
+    """
+    names = [picture for picture in below(pictures.folder, pictures.suffix) if keep(picture)]
+    if not names:
+        raise DatasetError(f"{pictures.folder}: no picture of {split!r}; expected a split of {', '.join(published)}")
+    strangers = [
+        path
+        for path in walk(pictures.folder)
+        if path.suffix.lower() in SUFFIXES and not path.name.endswith(pictures.suffix)
+    ]
+    folder, suffix, known = maps.files.folder, maps.files.suffix, set(names)
+    alone = (
+        []
+        if folder in pictures.folder.parents
+        else [  # where much else may lie
+            folder / f"{name}{suffix}" for name in below(folder, suffix) if name not in known and keep(name)
+        ]
+    )
+    if (expected := published.get(split, 0)) not in (0, len(names)):
+        notes = [*notes, f"{split}: {len(names):,} pictures, where {expected:,} are published"]
+    return Listed(name, split, names, {"color": pictures}, {"out": maps}, notes, [*strangers, *alone])
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -42,9 +42,17 @@ def read_mat(path: Path, *, variable: str, field: str | None = None) -> npt.NDAr
         inner = found[field] if found.dtype.names and field in found.dtype.names and found.size else None
         found = None if inner is None else inner.flat[0]
     if found is None:
-        has = ", ".join(name for name in content if not name.startswith("__"))
+        has = ", ".join(_with_fields(name, value) for name, value in content.items() if not name.startswith("__"))
         raise ImageError(path, f"no {wanted} in it; found {has or 'nothing'}")
     ids = np.asarray(found)
-    if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "biuf" or not (ids == np.floor(ids)).all():
+    if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "biuf":
         raise ImageError(path, f"{wanted} is {ids.dtype} of shape {ids.shape}; expected whole numbers (H, W)")
+    # What float64 holds exactly; NaN is equal to nothing, and infinity is larger.
+    if not (whole := (ids == np.floor(ids)) & (np.abs(ids.astype(np.float64)) < 2**53)).all():
+        raise ImageError(path, f"{wanted} holds {ids[~whole][0]}; expected ids, which are whole numbers")
     return ids.astype(np.int64)
+
+
+def _with_fields(name: str, value: npt.NDArray[Any]) -> str:
+    fields = ", ".join(getattr(value.dtype, "names", None) or ())
+    return f"{name} ({fields})" if fields else name

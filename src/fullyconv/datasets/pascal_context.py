@@ -172,7 +172,11 @@ def _open(root: Path, name: str, split: str, inputs: Sequence[str], classes: Cla
 def _read_numbers(path: Path) -> dict[str, int]:
     """The number in the label maps of every name in labels.txt; of a class by its name in `CLASSES`."""
     numbers: dict[str, int] = {}
-    for i, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read as a table of names: {error.strerror}") from None
+    for i, line in enumerate(lines, start=1):
         number, colon, name = line.partition(":")
         if not line.strip():
             continue

@@ -31,6 +31,7 @@ CLASSES = Classes.of(
 """Background and the 20 classes, ids 0..20, in VOC's colours."""
 
 LISTS = "ImageSets/Segmentation"
+VALID = r"seg(\d\d)valid"
 
 # The addresses and checksums are torchvision's.
 VOC2010 = Archive(
@@ -58,7 +59,7 @@ VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val,trainval}.txt""",
     home="http://host.robots.ox.ac.uk/pascal/VOC/",
     archives=(VOC2012,),
     remark="The numbers are VOC2012's. seg11valid needs VOC2011 and SBD beside it, or its list; trainaug needs SBD, or "
-    "SegmentationClassAug/ and its list. The labels of test are not published.",
+    "SegmentationClassAug/ and its list. Of test, only VOC2007 publishes the labels.",
 )
 
 
@@ -82,12 +83,14 @@ def open_voc(
     root = resolved(root)
     check_inputs(inputs, ("color",), where="voc")
     years = voc_folders(root)
+    if root.name in years and (split == "trainaug" or re.fullmatch(VALID, split)):
+        years = {**voc_folders(root.parent), **years}  # what they are made of may lie beside this year
     if not years:
         raise DatasetError(
             f"{root}: no PASCAL VOC; expected VOCdevkit/VOC20XX, with JPEGImages/ and ImageSets/, or that folder; "
             f"found {inside_of(root)}"
         )
-    if matched := re.fullmatch(r"seg(\d\d)valid", split):
+    if matched := re.fullmatch(VALID, split):
         train = find_sbd_list(root, *(folder.parent for folder in years.values()))
         return open_valid(years, f"VOC20{matched[1]}", train=train)
     if split == "trainaug":
