@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import miniatures as mini
 import numpy as np
 import pytest
 from conftest import Run
@@ -246,3 +247,18 @@ def miniature_with_depth(folder: Path) -> Path:
     (folder / "train.txt").write_text("0\n1\n2\n")
     (folder / "val.txt").write_text("3\n")
     return folder
+
+
+def test_a_score_on_pictures_that_the_model_learnt_is_told(run: Run, tmp_path: Path) -> None:
+    mini.sbd(tmp_path / "sbd", train=["2008_000011", "2008_000012"], val=["2008_000013"])
+    mini.voc(tmp_path / "VOC2012", train=["2008_000013"], val=["2008_000011", "2008_000014"])
+    options = ["--backbone", "tinyvgg", "--weights", "none", "--steps", "1", "--batch", "1", "--crop", "whole"]
+    code, _, err = run("train", tmp_path / "sbd", "--dataset", "sbd", *options, "--out", tmp_path / "run")
+    assert code == 0, err
+    (last,) = (tmp_path / "run").glob("*/last")
+    for model in (tmp_path / "run", last):
+        code, _, err = run("evaluate", model, tmp_path / "VOC2012", "--dataset", "voc")
+        assert code == 0, err
+        assert "warning: 1 of the 2 pictures of val are among those that this model learnt (2008_000011);" in err
+    code, _, err = run("evaluate", tmp_path / "run", tmp_path / "VOC2012", "--dataset", "voc", "--split", "train")
+    assert (code, "warning" in err) == (0, False)

@@ -28,6 +28,7 @@ from typing import Any
 from fullyconv import __version__
 from fullyconv.checkpoint import load_state, read_json, refuse_others, remove, tidy, write_json
 from fullyconv.config import RUN_FILES, Config, Recipe
+from fullyconv.datasets import ABOUT, SegmentationDataset
 from fullyconv.errors import ConfigError, FullyConvError
 from fullyconv.events import Evaluated, Event, Step, as_json
 from fullyconv.records import flush, writing
@@ -250,6 +251,27 @@ def _facts_of(folder: Path) -> Mapping[str, Any]:
     path = folder / "run.json"
     facts: Mapping[str, Any] = read_json(path).get("stages", {}) if path.exists() else {}
     return facts
+
+
+def learnt_before(model: Path, data: SegmentationDataset) -> list[str]:
+    """The pictures of a published data set that the run of a model has learnt, by name, in the order of the data set.
+
+    SBD and VOC, say, share pictures. In folders of one's own equal names say nothing, and of a model that is in no run
+    nothing is known: then there are none.
+
+    Args:
+        model: the folder of a run, or of a model in it.
+        data: what it is to be scored on.
+    """
+    folder = next((place for place in (model, *model.absolute().parents[:2]) if (place / "run.json").is_file()), None)
+    if folder is None or data.name not in ABOUT or not ABOUT[data.name].home:
+        return []
+    facts = _facts_of(folder)
+    learnt: set[str] = set()
+    for stage in Recipe.read(folder / "recipe.json").stages:
+        if ABOUT[stage.data.name].home:
+            learnt.update(facts.get(stage.name, {}).get("pictures", {}).get("train", ()))
+    return [name for name in data.names if name in learnt]
 
 
 def _refuse_other_pictures(folder: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

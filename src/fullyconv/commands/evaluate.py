@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -51,7 +53,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from fullyconv import checkpoint, datasets, evaluation, multiscale
+    from fullyconv import checkpoint, datasets, evaluation, multiscale, runs
     from fullyconv.display import counting, scores_table
     from fullyconv.flags import looks_of, scored_inputs, strategy_of
 
@@ -59,6 +61,10 @@ def evaluate(
     looks = looks_of(scales, mirror, multiscale.looks_of(net))
     named = scored_inputs(inputs, checkpoint.provenance(model).get("inputs", ["color"]), net.channels)
     pictures = datasets.dataset(dataset, data, split=split, inputs=named)
+    if learnt := runs.learnt_before(Path(model), pictures):
+        some = ", ".join(learnt[:3]) + (", ..." if learnt[3:] else "")
+        seen = f"{len(learnt)} of the {len(pictures)} pictures of {split} are among those that this model learnt"
+        print(f"warning: {seen} ({some}); the score says little of pictures that it has not seen", file=sys.stderr)
     chosen = strategy_of(strategy, tile)
     with counting("scoring", len(pictures)) as progress:
         matrices = evaluation.evaluate(
