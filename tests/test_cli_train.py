@@ -262,3 +262,6 @@ def test_a_score_on_pictures_that_the_model_learnt_is_told(run: Run, tmp_path: P
         assert "warning: 1 of the 2 pictures of val are among those that this model learnt (2008_000011);" in err
     code, _, err = run("evaluate", tmp_path / "run", tmp_path / "VOC2012", "--dataset", "voc", "--split", "train")
     assert (code, "warning" in err) == (0, False)
+    (tmp_path / "run/recipe.json").write_text("{")  # the model is whole all the same
+    code, _, err = run("evaluate", tmp_path / "run", tmp_path / "VOC2012", "--dataset", "voc")
+    assert (code, "warning" in err) == (0, False)

@@ -49,7 +49,7 @@ def test_the_root_may_be_any_of_the_folders(devkit: Path, below: str) -> None:
     assert open_voc(devkit / below, split="val").names == list(VAL)
 
 
-@pytest.mark.parametrize("line", ["a\0b", ",".join(f"2008_{i:06d}" for i in range(30))])
+@pytest.mark.parametrize("line", ["a\0b", ",".join(f"2008_{i:06d}" for i in range(30)), "名" * 90, "a/b," * 2000])
 def test_a_line_that_is_no_name_of_a_file_is_refused(devkit: Path, line: str) -> None:
     mini.names(devkit / "VOCdevkit/VOC2011/ImageSets/Segmentation/train.txt", [TRAIN[0], line])
     with pytest.raises(

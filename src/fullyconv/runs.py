@@ -266,10 +266,13 @@ def learnt_before(model: Path, data: SegmentationDataset) -> list[str]:
     folder = next((place for place in (model, *model.absolute().parents[:2]) if (place / "run.json").is_file()), None)
     if folder is None or data.name not in ABOUT or not ABOUT[data.name].home:
         return []
-    facts = _facts_of(folder)
+    try:
+        facts, stages = _facts_of(folder), Recipe.read(folder / "recipe.json").stages
+    except FullyConvError:  # a model can be scored without the record of its run
+        return []
     learnt: set[str] = set()
-    for stage in Recipe.read(folder / "recipe.json").stages:
-        if ABOUT[stage.data.name].home:
+    for stage in stages:
+        if stage.data.name in ABOUT and ABOUT[stage.data.name].home:
             learnt.update(facts.get(stage.name, {}).get("pictures", {}).get("train", ()))
     return [name for name in data.names if name in learnt]
 

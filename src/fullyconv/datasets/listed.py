@@ -20,8 +20,8 @@ from fullyconv.images import SUFFIXES
 from fullyconv.labels import label_channels
 
 SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
-LONGEST = 200
-"""Characters of a name or path in a list; file systems end at 255 bytes for a name with its suffix."""
+LONGEST, LONGEST_PATH = 200, 1000
+"""Bytes of a name in a list, and characters of one with its folders; systems end at 255 and 4096 for the whole."""
 LOOKED_AT = 20
 """Names whose files are looked for when a data set is opened; the others are missed when they are read."""
 
@@ -141,12 +141,17 @@ def read_names(path: Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as a list of names: {error}") from None
     for number, line in enumerate(lines, start=1):
-        if "\0" in line or any(len(part) > LONGEST for part in line.split()):
+        if line.strip() and not _may_be_a_file(line.split()[0]):
             raise DatasetError(f"{path}: line {number} is {line[:40]!r}, no name of a file; expected names, one a line")
     names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
     if not names:
         raise DatasetError(f"{path}: an empty list; expected names, one a line")
     return names
+
+
+def _may_be_a_file(name: str) -> bool:
+    parts = [os.fsencode(part) for part in name.split("/")]
+    return "\0" not in name and len(name) <= LONGEST_PATH and max(map(len, parts)) <= LONGEST
 
 
 def below(folder: Path, suffix: str) -> list[str]:
@@ -195,14 +200,9 @@ def of_folders(
         for path in walk(pictures.folder)
         if path.suffix.lower() in SUFFIXES and not path.name.endswith(pictures.suffix)
     ]
-    folder, suffix, known = maps.files.folder, maps.files.suffix, set(names)
-    alone = (
-        []
-        if folder in pictures.folder.parents
-        else [  # where much else may lie
-            folder / f"{name}{suffix}" for name in below(folder, suffix) if name not in known and keep(name)
-        ]
-    )
+    files, known, alone = maps.files, set(names), list[Path]()
+    if files.folder not in pictures.folder.parents:  # where much else may lie below it
+        alone = [files.of(label) for label in below(files.folder, files.suffix) if label not in known and keep(label)]
     if (expected := published.get(split, 0)) not in (0, len(names)):
         notes = [*notes, f"{split}: {len(names):,} pictures, where {expected:,} are published"]
     return Listed(name, split, names, {"color": pictures}, {"out": maps}, notes, [*strangers, *alone])

@@ -47,8 +47,8 @@ def read_mat(path: Path, *, variable: str, field: str | None = None) -> npt.NDAr
     ids = np.asarray(found)
     if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "biuf":
         raise ImageError(path, f"{wanted} is {ids.dtype} of shape {ids.shape}; expected whole numbers (H, W)")
-    # What float64 holds exactly; NaN is equal to nothing, and infinity is larger.
-    if not (whole := (ids == np.floor(ids)) & (np.abs(ids.astype(np.float64)) < 2**53)).all():
+    # NaN is equal to nothing, and infinity is larger than what float64 holds exactly.
+    if ids.dtype.kind == "f" and not (whole := (ids == np.floor(ids)) & (np.abs(ids) < 2**53)).all():
         raise ImageError(path, f"{wanted} holds {ids[~whole][0]}; expected ids, which are whole numbers")
     return ids.astype(np.int64)
 

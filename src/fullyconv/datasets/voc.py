@@ -73,7 +73,7 @@ def open_voc(
         split: a list in ImageSets/Segmentation: "train", "val", "trainval", "test". Or "seg11valid" (and by the same
             rule "seg12valid"): the list of that name where there is one, else VOC2011's val without the pictures of
             SBD's train, whose folder (or train.txt alone) lies beside or below ``root``. Or "trainaug": see
-            `open_trainaug`.
+            `open_trainaug`. For both the years beside a VOC20XX are looked at, too.
         seed: not used; nothing is drawn.
         inputs: ("color",).
 
