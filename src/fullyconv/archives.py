@@ -194,6 +194,8 @@ def _unzip(path: Path, folder: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         _refuse_too_large(path, folder, (member.file_size for member in archive.infolist()))
         for member in archive.infolist():
+            if not member.filename:
+                raise DatasetError(f"{path}: damaged: a member has no name; remove it, and download it again")
             inside = PurePosixPath(member.filename.replace("\\", "/"))
             if inside.is_absolute() or ".." in inside.parts or ":" in member.filename:
                 raise DatasetError(f"{path}: {member.filename!r} would lie outside of {folder}; not unpacked")
