@@ -18,6 +18,8 @@ def test_check_of_clean_data_exits_with_0_and_counts(run: Run, data: Path) -> No
     code, out, _ = run("check", data)
     assert code == 0
     assert "train: 6 pictures" in out
+    assert "test is not looked at: " in out
+    assert "no split 'test'; found train, val" in out
     code, out, _ = run("check", data, "--json", "-")
     assert sum(json.loads(out)["train"]["pixels"]["out"].values()) == 6 * 64 * 80
 

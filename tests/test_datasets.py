@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -81,6 +82,38 @@ def test_folders_divided_into_splits(tmp_path: Path) -> None:
         assert (sample.labels["out"] == 1).all()
 
 
+def test_splits_with_pictures_and_label_maps_in_them(tmp_path: Path) -> None:
+    classes(tmp_path)
+    for split in ("train", "valid", "test"):
+        for name in ("a", "sub/b"):
+            pair(tmp_path / split, name, maps="masks")
+        picture(tmp_path / split / "depth/a.png")
+        picture(tmp_path / split / "depth/sub/b.png")
+    for split, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
+        data = open_folder(tmp_path, split=split, inputs=("color", "depth"))
+        assert data.names == ["a", "sub/b"]
+        assert data.paths(1) == (tmp_path / folder / "images/sub/b.png", tmp_path / folder / "masks/sub/b.png")
+        assert data.files[1][0]["depth"] == tmp_path / folder / "depth/sub/b.png"
+        assert data.notes[0] == f"{folder}/ holds the pictures and label maps of {split}"
+        assert data.classes["out"].names == TABLE.names
+    with pytest.raises(DatasetError, match=r"no split 'other'; found test, train, val"):
+        open_folder(tmp_path, split="other")
+    shutil.rmtree(tmp_path / "valid/masks")
+    with pytest.raises(DatasetError, match=r"valid: no folder of label maps; expected labels/"):
+        open_folder(tmp_path, split="val")
+    shutil.rmtree(tmp_path / "valid")
+    drawn = [open_folder(tmp_path, split=split) for split in SPLITS]
+    assert sorted(name for data in drawn for name in data.names) == ["a", "sub/b"]
+    assert any("no val split: 1 of 2 pictures" in note for note in drawn[1].notes)
+
+
+def test_folders_of_images_come_before_splits_beside_them(tmp_path: Path) -> None:
+    flat(tmp_path, 4)
+    for split in ("train", "val"):
+        pair(tmp_path / split, "a")
+    assert len(open_folder(tmp_path)) == 3
+
+
 def test_a_flat_folder_with_lists(tmp_path: Path) -> None:
     flat(tmp_path, 5)
     (tmp_path / "train.txt").write_text("00\nimages/02.png\n\n03.png\n")
@@ -145,7 +178,9 @@ def test_the_voc_layout_and_its_classes(tmp_path: Path) -> None:
     assert open_folder(tmp_path, split="val").names == ["2007_000039"]
 
 
-@pytest.mark.parametrize(("images", "maps"), [("images", "masks"), ("Images", "annotations"), ("img", "Labels")])
+@pytest.mark.parametrize(
+    ("images", "maps"), [("images", "masks"), ("Images", "annotations"), ("img", "Labels"), ("img_dir", "ann_dir")]
+)
 def test_other_names_of_the_folders_are_taken_and_said(tmp_path: Path, images: str, maps: str) -> None:
     classes(tmp_path)
     for i in range(3):

@@ -155,6 +155,14 @@ def test_inputs_that_are_not_in_the_copy_are_named(tmp_path: Path) -> None:
     splits = {split: open_folder(root, split=split, inputs=("color", "depth")) for split in ("train", "val")}
     assert mend(splits, check_splits(splits), tmp_path / "both").left == ()
     assert (tmp_path / "both/depth/train/a.png").exists()
+    moved = tmp_path / "moved"
+    for split in ("train", "val"):
+        for kind in ("images", "labels", "depth"):
+            shutil.copytree(tmp_path / "both" / kind / split, moved / split / kind)
+    shutil.copy(tmp_path / "both/classes.json", moved)
+    left = mended_splits(moved, tmp_path / "again", "train", "val").left
+    assert [line for line in left if line.startswith("inputs: ") and str(moved / "train/depth") in line]
+    assert (tmp_path / "again/images/val/g.png").exists()
     blind = {split: open_folder(root, split=split, inputs=("depth",)) for split in ("train", "val")}
     with pytest.raises(ConfigError, match="name color among --inputs"):
         mend(blind, {}, tmp_path / "blind")

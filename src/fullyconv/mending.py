@@ -79,11 +79,12 @@ def mend(
     for split, report in reports.items():
         for finding in report.findings:
             plan.take_up(split, finding)
-    root = next(iter(folders.values())).root
+    first = next(iter(folders.values()))
     plan.left += [
-        f"inputs: {root / name} is not in the copy; name {name} among --inputs to have it there"
+        f"inputs: {folder / name} is not in the copy; name {name} among --inputs to have it there"
+        for folder in first.paths(0)[0].parents
         for name in CHANNELS
-        if name not in _inputs(folders) and (root / name).is_dir()
+        if folder.is_relative_to(first.root) and name not in _inputs(folders) and (folder / name).is_dir()
     ]
     pairs = {split: sum((split, i) not in plan.dropped for i in range(len(data))) for split, data in folders.items()}
     if lacking := [split for split in pairs if not pairs[split]]:

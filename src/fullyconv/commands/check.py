@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +56,7 @@ def check(
     from fullyconv.mending import mend, refuse_out
 
     wanted = inputs_of(inputs) or ["color"]
-    splits = _splits(dataset, data, wanted)
+    splits, untested = _splits(dataset, data, wanted)
     if fix is not None:
         refuse_out(fix, splits)  # before all is read
     grid = list(backbones.backbone(backbone).taps.values())[-1].grid
@@ -84,6 +83,8 @@ def check(
                 console.print(note, style="dim", markup=False, soft_wrap=True)
             for head, pixels in results[split]["pixels"].items():
                 console.print(counts_table(pixels, report.void[head], f"{split}: {len(splits[split])} pictures"))
+        if untested:
+            console.print(f"test is not looked at: {untested}", style="dim", markup=False, soft_wrap=True)
         sees = f"a cell of {backbone}'s coarsest map sees {float(grid.field):g} pixels, with one every {grid.stride}"
         console.print(sees, style="dim", markup=False, soft_wrap=True)
         print_findings(console, {split: report.findings for split, report in reports.items()})
@@ -94,7 +95,8 @@ def check(
         _write_text(html, contact_sheet(data, splits, reports), where="html")
     if fix is not None:
         mended = mend(splits, reports, fix)
-        with checking(copied := _splits(dataset, str(mended.out), wanted)) as show:
+        copied, _ = _splits(dataset, str(mended.out), wanted)
+        with checking(copied) as show:
             left = [found for report in check_splits(copied, on_progress=show).values() for found in report.findings]
         if str(json) != "-":
             for line in mended.done:
@@ -108,13 +110,16 @@ def check(
         raise typer.Exit(1)
 
 
-def _splits(dataset: str, data: str, inputs: list[str]) -> dict[str, Any]:
+def _splits(dataset: str, data: str, inputs: list[str]) -> tuple[dict[str, Any], str]:
+    """The splits, and why test is not among them: many a data set has none, or keeps its labels secret."""
     from fullyconv import datasets
 
     splits = {split: datasets.dataset(dataset, data, split=split, inputs=inputs) for split in ("train", "val")}
-    with suppress(DatasetError):  # many a data set has none, or keeps its labels secret
+    try:
         splits["test"] = datasets.dataset(dataset, data, split="test", inputs=inputs)
-    return splits
+    except DatasetError as error:
+        return splits, str(error)
+    return splits, ""
 
 
 def _write_text(path: Path, text: str, *, where: str) -> None:

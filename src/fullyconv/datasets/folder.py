@@ -1,12 +1,13 @@
-"""Pictures and label maps in a folder, in any of three layouts.
+"""Pictures and label maps in a folder, in any of four layouts.
 
     ROOT/images/{train,val,test}/NAME.*     ROOT/labels/{train,val,test}/NAME.png
+    ROOT/{train,val,test}/images/NAME.*     ROOT/{train,val,test}/labels/NAME.png
     ROOT/images/NAME.*                      ROOT/labels/NAME.png                    ROOT/{train,val}.txt, optional
     ROOT/JPEGImages/NAME.jpg                ROOT/SegmentationClass/NAME.png         ROOT/ImageSets/Segmentation/*.txt
 
-and, where a picture is more than colour, ROOT/depth and ROOT/hha in the layout of the pictures, with the same names;
-and ROOT/classes.txt (one name a line, in order of id) or ROOT/classes.json (id, name, colour, ignore). What was
-recognised is said in `Folder.notes`; what cannot be recognised for certain is refused.
+and, where a picture is more than colour, depth/ and hha/ beside images/, in its layout and with the same names; and
+ROOT/classes.txt (one name a line, in order of id) or ROOT/classes.json (id, name, colour, ignore). What was recognised
+is said in `Folder.notes`; what cannot be recognised for certain is refused.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from fullyconv.errors import DatasetError, ImageError
 from fullyconv.images import SUFFIXES
 from fullyconv.labels import label_values, read_labels
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
-LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "SegmentationClass")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "ann_dir", "SegmentationClass")
 LIST_FOLDERS = (".", "ImageSets/Segmentation", "splits", "lists")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 NEARLY_A_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?)[-_ ]?\d+", re.IGNORECASE)
@@ -49,8 +50,8 @@ DATA/images/{train,val,test}/NAME.jpg
 DATA/labels/{train,val,test}/NAME.png
 DATA/classes.txt                                 a name a line; or classes.json: id, name, colour, ignore""",
     licence="yours",
-    remark="DATA/images/NAME.jpg with train.txt and val.txt, and the folders of PASCAL VOC, are read, too; without a "
-    "val split a tenth is drawn for it. See docs/data.md.",
+    remark="DATA/{train,val,test}/images and labels, DATA/images/NAME.jpg with train.txt and val.txt, and the folders "
+    "of PASCAL VOC are read, too; without a val split a tenth is drawn for it. See docs/data.md.",
 )
 
 
@@ -96,10 +97,10 @@ class Folder:
 def open_folder(
     root: str | PathLike[str], *, split: str = "train", seed: int = 0, inputs: Sequence[str] = ("color",)
 ) -> Folder:
-    """Open one split of a folder, whatever of the three layouts it has.
+    """Open one split of a folder, whatever of the four layouts it has.
 
     ``inputs`` are what a picture is made of, channel after channel. "color" is what lies in images/, "depth" in depth/
-    and "hha" in hha/, with the same names.
+    and "hha" in hha/ beside it, with the same names.
 
     Without a val split, a tenth of train is drawn for it, by a hash of ``seed`` and name: the same pictures on every
     machine, and a picture stays where it was drawn when others are added. Nothing is written.
@@ -115,11 +116,11 @@ def open_folder(
         raise DatasetError(f"{root}: {found} there; expected a folder with images/, labels/ and classes.txt")
     check_inputs(inputs, CHANNELS, where=str(root))
     notes: list[str] = []
-    images, labels = _halves(root, notes)
-    source = _source(images, labels, split, notes)
+    source = _of_split(root, split, notes) or _source(*_halves(root, notes), split, notes)
+    images, labels = source.images, source.labels
     if not source.divided:
         _refuse_overlap(root)
-    pictures, maps = _files(source.images, notes), _files(source.labels, notes)
+    pictures, maps = _files(source.pictures, notes), _files(source.maps, notes)
     listed = None if source.divided else _listed(root, images, pictures, split, notes)
     wanted = sorted(pictures.keys() | maps.keys() if listed is None else listed)
     files = {name: (pictures[name], maps[name]) for name in wanted if name in pictures and name in maps}
@@ -134,8 +135,7 @@ def open_folder(
         more = f" and {len(unpaired) - 10} more" if len(unpaired) > 10 else ""
         notes.append(f"{len(unpaired)} files have no partner of the same name and are left out: {shown}{more}")
     classes = _classes(root, labels, [files[name][1] for name in names[:20]], notes)
-    half = source.images.name if source.divided else ""
-    of_input = {name: pictures if name == "color" else _input(root, name, half, names, notes) for name in inputs}
+    of_input = {name: pictures if name == "color" else _input(source, name, names, notes) for name in inputs}
     paired = [({key: there[name] for key, there in of_input.items()}, files[name][1]) for name in names]
     return Folder(root, split, {"out": classes}, names, paired, notes, unpaired)
 
@@ -175,12 +175,35 @@ def _halves(root: Path, notes: list[str]) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the files of a split lie."""
+    """Where the files of a split lie: in images/ and labels/, or in pictures, images/train, and maps, labels/train."""
 
     images: Path
     labels: Path
-    divided: bool  # into images/train, images/val, ...
+    pictures: Path
+    maps: Path
+    divided: bool  # by folders: images/train or train/images
     draw: bool = False  # val is drawn from train
+
+
+def _of_split(root: Path, split: str, notes: list[str]) -> _Source | None:
+    """The source of a split that has a folder of its own, with pictures and label maps in it; None: it is not so."""
+    folders = _folders(root)
+    if any(map(_is_of_images, folders)):
+        return None
+    halves = {name: half for name in {*SPLITS, split} if (half := _subfolder(folders, name))}
+    if not any(_is_of_images(folder) for half in halves.values() for folder in _folders(half)):
+        return None
+    draw = split in ("train", "val") and "val" not in halves
+    wanted = "train" if draw else split
+    if wanted not in halves:
+        raise DatasetError(f"{root}: no split {wanted!r}; found {', '.join(sorted(halves))}")
+    notes.append(f"{halves[wanted].name}/ holds the pictures and label maps of {wanted}")
+    images, labels = _halves(halves[wanted], notes)
+    return _Source(images, labels, images, labels, divided=True, draw=draw)
+
+
+def _is_of_images(folder: Path) -> bool:
+    return folder.name.lower() in map(str.lower, IMAGE_FOLDERS)
 
 
 def _source(images: Path, labels: Path, split: str, notes: list[str]) -> _Source:
@@ -198,7 +221,7 @@ def _source(images: Path, labels: Path, split: str, notes: list[str]) -> _Source
             raise DatasetError(
                 f"{images}: {', '.join(alike)} look like splits; name them train/ and val/, here and in {labels}"
             )
-        return _Source(images, labels, divided=False)
+        return _Source(images, labels, images, labels, divided=False)
     draw = split in ("train", "val") and "val" not in whole
     if draw and (unread := [name for name in inside if images / name not in {half for half, _ in whole.values()}]):
         notes.append(
@@ -211,7 +234,7 @@ def _source(images: Path, labels: Path, split: str, notes: list[str]) -> _Source
     for half in (picture_half, label_half):
         if half.name != wanted:
             notes.append(f"{half.parent.name}/{half.name} is taken for {wanted}")
-    return _Source(picture_half, label_half, divided=True, draw=draw)
+    return _Source(images, labels, picture_half, label_half, divided=True, draw=draw)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -337,12 +360,13 @@ def _files(folder: Path, notes: list[str]) -> dict[str, Path]:
     return found
 
 
-def _input(root: Path, name: str, half: str, names: Sequence[str], notes: list[str]) -> dict[str, Path]:
+def _input(source: _Source, name: str, names: Sequence[str], notes: list[str]) -> dict[str, Path]:
     """The files of an input other than colour, by name; there is one for each of the names."""
-    folder = root / name / half
+    beside = source.images.parent
+    folder = beside / name / source.pictures.relative_to(source.images)
     if not folder.is_dir():
         raise DatasetError(
-            f"{folder}: no such folder; expected the input {name!r} of each picture; found {inside_of(root)}"
+            f"{folder}: no such folder; expected the input {name!r} of each picture; found {inside_of(beside)}"
         )
     found = _files(folder, notes)
     if lacking := [picture for picture in names if picture not in found]:
