@@ -11,9 +11,10 @@ from rich.console import Console
 from fullyconv import display
 from fullyconv.archives import Archive
 from fullyconv.config import Published
-from fullyconv.display import TrainingDisplay, counting, counts_table, published_table, scores_table
+from fullyconv.display import TrainingDisplay, counting, counts_table, published_table, scores_table, study_table
 from fullyconv.events import Alarm, Evaluated, Said, Saved, Step
 from fullyconv.metrics import ConfusionMatrix
+from fullyconv.studies.base import Column, Result, Row
 
 STEP = Step("fcn8s", 40, 100, 1.5, 0.4321, 1e-3, 12.34, 0.4, 75.0)
 
@@ -107,6 +108,17 @@ def test_the_table_of_counts_leaves_void_out_of_the_shares() -> None:
     assert "3,000" in text
     assert "75.0" in text
     assert "500" in text
+
+
+def test_what_is_said_of_a_study_is_as_wide_as_the_terminal() -> None:
+    question = "How good could a net of a coarse output be?"
+    note = "14 of 21 classes do not occur and are left out of the means, as [the paper] does."
+    own, theirs = [Row("stride 4", (98.2,))], [Row("stride 4", (98.5,), "Paper, appendix A")]
+    columns = [Column("mean IU", "%")]
+    result = Result("x", question, columns, own, published=theirs, paper="", data="", net="", notes=[note])
+    lines = [line.rstrip() for line in rendered(study_table(result)).splitlines()]
+    assert lines[0] == question
+    assert lines[-2:] == ["[1] Paper, appendix A", note]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

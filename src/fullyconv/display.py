@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -241,9 +241,9 @@ def published_table(published: Sequence[Published], results: Mapping[str, Any]) 
     return table
 
 
-def study_table(result: Result) -> Table:
-    """What a study has measured, and the published rows below it, whose sources the caption names."""
-    table = Table(title=result.question, title_justify="left", caption_justify="left")
+def study_table(result: Result) -> Group:
+    """What a study has measured, and the published rows below it, whose sources the lines after them name."""
+    table = Table()  # with neither title nor caption, which it would wrap to its own width
     table.add_column("", no_wrap=True)
     for column in result.columns:
         table.add_column(column.title, justify="right")
@@ -256,8 +256,7 @@ def study_table(result: Result) -> Table:
             row = Text(f"{name} [{number}]", "dim") if source else Text(name, "bold")
             table.add_row(row, *(Text(value) for value in values))
     said += [f"The papers: {result.paper}"] if result.paper else []
-    table.caption = Text("\n".join((*said, *result.notes)))
-    return table
+    return Group(Text(result.question, "italic"), table, Text("\n".join((*said, *result.notes)), "dim"))
 
 
 def counts_table(pixels: Mapping[str, int], void: int, title: str) -> Table:
