@@ -440,7 +440,7 @@ class FitConfig(Config):
     """Steps over which the rate rises from 0."""
     keep: float = Field(default=1.0, gt=0, le=1)
     """Patch sampling: the chance with which the loss of a cell of the final layer counts; the batch is enlarged by
-    1 / keep (paper, sections 3.4 and 4.4)."""
+    1 / keep (paper, sections 3.4 and 4.3)."""
     class_weights: Literal["none", "median"] = "none"
     """median: sqrt(median frequency / frequency), clamped to 0.5..4."""
     ema: float = Field(default=0.998, ge=0, lt=1)

@@ -174,7 +174,7 @@ def sample_patches(
     void: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Labels of which only a random share of the cells counts: the others become void (paper, sections 3.4 and 4.4).
+    """Labels of which only a random share of the cells counts: the others become void (paper, sections 3.4 and 4.3).
 
     A cell of the final layer is one patch of patch-wise training, so dropping the loss of whole cells samples patches.
     The paper enlarges the batch by 1 / keep to see as many patches, and finds no gain over training on whole pictures.

@@ -64,7 +64,7 @@ class Rate:
 
 
 def learning(*, momentum: float, pictures: int) -> str | None:
-    """What PAMI, section 4.3, calls this momentum with so many pictures a step; None: nothing.
+    """What PAMI, section 4.2, calls this momentum with so many pictures a step; None: nothing.
 
     Example:
         >>> learning(momentum=0.99, pictures=1)

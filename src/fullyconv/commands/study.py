@@ -166,7 +166,7 @@ _training_study(
     """Are whole pictures as good as sampled patches?
 
     Nets that learn from all cells, half and a quarter of them, with batches enlarged to as many cells: the loss over
-    iterations and over time (CVPR, section 4.4).""",
+    iterations and over time (CVPR, section 4.3).""",
     "fullyconv study sampling --data CAMVID --weights FILE --input caffe --minutes 40",
 )
 
@@ -203,7 +203,7 @@ def momentum(
     """What do batch and momentum change: accumulated, online, heavy?
 
     Steps of 20 pictures with momentum 0.9, of one picture with 0.9, and of one with 0.99, at one rate for each
-    picture (PAMI, section 4.3). Of --steps each is worth 8 pictures, however a net takes them.
+    picture (PAMI, section 4.2). Of --steps each is worth 8 pictures, however a net takes them.
     """
     _train("momentum", context.params, {"rate": rate})
 

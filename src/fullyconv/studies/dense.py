@@ -180,7 +180,7 @@ def agreement(model: FCN, image: Tensor, *, stride: int) -> Agreement:
     """Compare stitched with rarefied scores, where no padding is seen, in float64.
 
     A net that pads sees zeros beyond the border of each shifted picture where the rarefied one sees the picture, so
-    there the two differ by right.
+    there the two differ, and should.
 
     Args:
         model: has one tap; is copied to float64.
@@ -330,7 +330,7 @@ def run(
     equal = (
         f"Stitched equals rarefied: the largest difference is {same.difference:.1e} of the largest score, in float64, "
         f"on the {same.cells:,} scores that see no border ({same.share:.0%}). Where the net pads, a shifted picture "
-        "ends in zeros and the rarefied net sees the picture, so that near borders the two differ by right."
+        "ends in zeros and the rarefied net sees the picture, so that near borders they differ, and should."
     )
     measured = (
         f"Time and memory are of one picture of {height}x{width} in float32, from picture to labels: medians of "

@@ -1,4 +1,4 @@
-"""Batch and momentum: accumulated, online and heavy learning (PAMI 2017, section 4.3)."""
+"""Batch and momentum: accumulated, online and heavy learning (PAMI 2017, section 4.2)."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def run(setup: Setup, *, rate: float | None = None, on_event: Tell = _quiet) -> 
         published=PUBLISHED,
         paper=(
             'one picture a step with a momentum of 0.99, "heavy learning", learns faster and ends higher than 20 '
-            "pictures with 0.9 (PAMI, section 4.3). The published rows are no controlled pair: those nets also learnt "
+            "pictures with 0.9 (PAMI, section 4.2). The published rows are no controlled pair: those nets also learnt "
             "for different times."
         ),
         data=setup.described(setup.open("val")),

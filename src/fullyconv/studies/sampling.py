@@ -1,4 +1,4 @@
-"""Whole pictures against sampled patches: the loss over iterations and over time (CVPR 2015, section 4.4)."""
+"""Whole pictures against sampled patches: the loss over iterations and over time (CVPR 2015, section 4.3)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
         rows=rows,
         paper=(
             "sampling patches does not make a net converge in fewer iterations, and takes more time, since more "
-            "pictures are looked at for each of them (CVPR, section 4.4)."
+            "pictures are looked at for each of them (CVPR, section 4.3)."
         ),
         data=setup.described(setup.open("val")),
         net=f"FCN-{coarse}s on {setup.net_described()}",
