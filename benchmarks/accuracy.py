@@ -1,6 +1,7 @@
 """How well do nets label real pictures after equal minutes of training, ours and those that users would pick instead?
 
     python benchmarks/accuracy.py --data camvid=FOLDER --weights FILE [--minutes 10] [--jobs 2] [--only NAME ...]
+    python benchmarks/accuracy.py --data camvid=FOLDER --minutes 10 --alone
     python benchmarks/accuracy.py --data camvid --minutes 10 --table
 
 Everybody learns from the same pictures on the same machine and is scored by one scorer, on all of val, at the pictures'
@@ -11,7 +12,10 @@ First a pace is measured: a few take turns, a step each, with all threads, one o
 several rounds counts, after some that do not; the pictures' transforms are part of a step. Then each has
 ``60 * minutes / pace`` steps, over which its schedule runs. So a result repeats, and does not depend on what else the
 machine does meanwhile; two may even train at a time. Scoring is outside the budget. What is scored is the last model,
-not the best on val, so val chooses nothing.
+not the best on val, so val chooses nothing in a run.
+
+Later paces are measured beside one that is known, so that all stand to each other as at the first time. If the machine
+was shared then, a minute of the budget is less than one of the machine by itself; how much less, ``--alone`` measures.
 
 The curve is scored on some pictures of val, drawn at even distances; the last score on all of it. Whoever has finished
 is kept in ``benchmarks/results/accuracy-NAME-MINUTESmin.json`` (``-seedN`` where it is not 0) and not trained again.
@@ -33,6 +37,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -248,6 +253,18 @@ def cold(found: Found) -> list[str]:
     return [f"The first steps, which are slow, still counted in the pace of {', '.join(names)}."] if names else []
 
 
+def unit(found: Found) -> list[str]:
+    """What the minutes of the budget are on a machine that does nothing else, in two lines; none if not measured."""
+    shares = [found["alone"][one] / found["pace"][one] for one in found.get("alone", {}) if one in found["pace"]]
+    if not shares:
+        return []
+    low, high = (share * found["minutes"] for share in (min(shares), max(shares)))
+    return [
+        f"These paces are of a machine that was shared. By itself it did as many steps of {len(shares)} of them",
+        f"(`--alone`) in {low:.1f} to {high:.1f} minutes, {median(shares) * found['minutes']:.1f} in the median.",
+    ]
+
+
 def page(found: Found, name: str) -> str:
     """The text beside the figure."""
     on = found["machine"]
@@ -261,6 +278,7 @@ def page(found: Found, name: str) -> str:
             f"size, {classes(found)}, seed {found['seed']}. {on['cpu']}, {on['cores']} cores; {packages}.",
             "",
             "Each has as many steps as fit into the minutes by the pace that they showed in turns, with all threads.",
+            *unit(found),
             *cold(found),
             "What training then took, with a share of the threads each and other work beside, is `trained_s` in the",
             "JSON.",
@@ -313,6 +331,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="competitors that train at a time, with a thread each")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each that its pace is the median of")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--alone", action="store_true", help="only measure the pace again, on a machine by itself")
     parser.add_argument("--table", action="store_true", help="only write table and figure to docs/results")
     options = parser.parse_args()
     name, _, folder = options.data.partition("=")
@@ -378,6 +397,11 @@ def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, 
     def task_of(steps: int) -> Task:
         return Task(folder, train_data, options.weights, options.input, steps, every(steps), options.seed, scratch)
 
+    if options.alone:
+        found["alone"] = found.get("alone", {}) | measure(chosen, task_of, {}, options.rounds)
+        write_json(path, found)
+        print("\n".join(unit(found)))
+        return 0
     left = [one for one in chosen if "scores" not in found["competitors"].get(one, {})]
     if new := [one for one in left if one not in found["pace"]]:
         found["warm"] |= dict.fromkeys(new, WARM)
@@ -393,7 +417,8 @@ def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, 
 
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     for one, result in train(left, run, jobs=options.jobs, threads=threads):
-        found["competitors"][one] = {"failed": result} if isinstance(result, str) else result
+        how = {"ended": time.strftime("%Y-%m-%d"), "jobs": options.jobs, "threads": threads}
+        found["competitors"][one] = {"failed": result} if isinstance(result, str) else result | how
         write_json(path, found)  # after each, so that nothing is lost with the rest
         said = f"failed: {result}" if isinstance(result, str) else f"mean IU {100 * result['scores']['mean_iu']:.1f}"
         print(f"{one:34} {said}", flush=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from learning import Competitor, Ours, Task
-from peers import Ultralytics, lraspp, segformer, smp
+from peers import Ultralytics, lraspp, segformer, smp, smp_in_our_recipe
 
 
 def _ours(*options: str, weights: bool = False) -> Callable[[Task], Competitor]:
@@ -25,8 +25,7 @@ COMPETITORS: Mapping[str, Callable[[Task], Competitor]] = {
     "smp FPN ResNet-18": partial(smp, architecture="FPN", encoder="resnet18"),
     "smp Unet MobileNetV3": partial(smp, architecture="Unet", encoder="tu-mobilenetv3_large_100"),
     "smp FPN MobileNetV3": partial(smp, architecture="FPN", encoder="tu-mobilenetv3_large_100"),
-    "smp Unet ResNet-18, batch 32": partial(smp, architecture="Unet", encoder="resnet18", batch=32),
-    "smp FPN ResNet-18, batch 32": partial(smp, architecture="FPN", encoder="resnet18", batch=32),
+    "smp FPN ResNet-18 in our recipe": partial(smp_in_our_recipe, architecture="FPN", encoder="resnet18"),
     "torchvision LRASPP": lraspp,
     "SegFormer-b0": segformer,
     "Ultralytics YOLO26n-sem": Ultralytics,

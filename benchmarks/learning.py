@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 import fullyconv
 from fullyconv import fitting
+from fullyconv.config import Stage
 from fullyconv.datasets import SegmentationDataset
 from fullyconv.devices import computes_bf16
 from fullyconv.events import Saved, Step
+from fullyconv.optim import Average
 from fullyconv.sampling import INITIAL, Positions, Samples, Transform, batches, mix, sizes
 from fullyconv.tuning import tune
 
@@ -94,21 +96,26 @@ class Competitor(Protocol):
         """What labels pictures as well as is known now; asked for after every ``every`` steps, and after the last."""
 
 
+def stage_of(task: Task, arguments: list[str]) -> Stage:
+    """What ``fullyconv train FOLDER`` with these arguments would do."""
+    from typer.main import get_command
+
+    from fullyconv.cli import app
+    from fullyconv.flags import recipe_of
+
+    command = get_command(app).commands["train"]  # type: ignore[attr-defined]
+    with command.make_context("train", [str(task.folder), *arguments]) as context:
+        return recipe_of(context.params).stages[0]
+
+
 class Ours:
     """What ``fullyconv train`` does with its defaults, and these options."""
 
     def __init__(self, task: Task, *options: str, weights: bool = False) -> None:
-        from typer.main import get_command
-
-        from fullyconv.cli import app
-        from fullyconv.flags import recipe_of
-
         tune()
         started = ("--weights", str(task.weights), "--input", task.input) if weights else ("--weights", "none")
         arguments = [*options, *started, "--steps", str(task.steps), "--seed", str(task.seed), "--workers", "0"]
-        command = get_command(app).commands["train"]  # type: ignore[attr-defined]
-        with command.make_context("train", [str(task.folder), *arguments]) as context:
-            stage = recipe_of(context.params).stages[0]
+        stage = stage_of(task, arguments)
         with torch.random.fork_rng([]):
             torch.manual_seed(mix(task.seed, INITIAL))
             model = fullyconv.build(stage.model, classes=task.train.classes)
@@ -151,6 +158,8 @@ class Loop:
         logits: of the net's output, (B, K, h, w).
         rate: factor on the rate, by progress 0..1.
         resize: side in pixels that the shorter side of a picture to label is scaled to; None: not scaled.
+        bf16: whether the net computes in bfloat16 while it learns, channels last.
+        average: decay of a moving average of the weights, with which pictures are labelled; None: the last ones are.
     """
 
     task: Task
@@ -163,6 +172,8 @@ class Loop:
     settings: Mapping[str, Any]
     logits: Callable[[Any], Tensor] = lambda output: output
     resize: int | None = None
+    bf16: bool = False
+    average: float | None = None
     parameters: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,6 +181,9 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["base_lr"] = group["lr"]
         self._done = 0
+        if self.bf16:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._averaged = None if self.average is None else Average(self.net, self.average)
         samples = Samples(self.task.train, self.transform, self.task.seed)
         positions = Positions(start=0, batch=self.batch)
         self._batches = batches(samples, positions, workers=0, void=self.task.void)
@@ -184,12 +198,16 @@ class Loop:
             group["lr"] = group["base_lr"] * factor
         self.net.train()
         self.optimizer.zero_grad()
-        self.loss(self.net(_normalised(images)), labels["out"]).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            output = self.net(_normalised(images))
+        self.loss(output, labels["out"]).backward()
         self.optimizer.step()
+        if self._averaged is not None:
+            self._averaged.update(self.net, self._done)
         self._done += 1
 
     def predictor(self) -> Predict:
-        self.net.eval()
+        net = (self.net if self._averaged is None else self._averaged.model).eval()
 
         @torch.inference_mode()
         def predict(picture: npt.NDArray[np.uint8]) -> Labels:
@@ -201,7 +219,7 @@ class Loop:
                 image = F.interpolate(image, size=size, mode="bilinear", antialias=True)
             h, w = image.shape[2:]
             image = F.pad(image, (0, -w % 32, 0, -h % 32))  # strides of all are 32 at most
-            logits = F.interpolate(self.logits(self.net(image)), size=image.shape[2:], mode="bilinear")[:, :, :h, :w]
+            logits = F.interpolate(self.logits(net(image)), size=image.shape[2:], mode="bilinear")[:, :, :h, :w]
             logits = F.interpolate(logits, size=(height, width), mode="bilinear")
             return np.asarray(logits[0].argmax(0).numpy())
 

@@ -13,21 +13,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from learning import Labels, Loop, Predict, Task
+from learning import MEAN, Labels, Loop, Predict, Task, stage_of
 from PIL import Image
 from torch import Tensor, nn
 
+from fullyconv import losses
+from fullyconv.checking import check
 from fullyconv.datasets import Sample
+from fullyconv.devices import computes_bf16
+from fullyconv.optim import class_weights, rate
+from fullyconv.sampling import choose_crop, sizes
 from fullyconv.transforms import Tensors, TrainTransform
+from fullyconv.tuning import tune
 
 
-def smp(task: Task, architecture: str, encoder: str, batch: int = 8) -> Loop:
+def smp(task: Task, architecture: str, encoder: str) -> Loop:
     """segmentation_models.pytorch as its CamVid example trains it, in batches of a size for small machines."""
     import segmentation_models_pytorch as smp  # type: ignore[import-not-found, unused-ignore]
 
-    torch.manual_seed(task.seed)
-    net: nn.Module = getattr(smp, architecture)(encoder, encoder_weights=None, in_channels=3, classes=len(task.classes))
-    lr, lowest = 2e-4, 1e-5
+    net = _smp_net(task, architecture, encoder)
+    lr, lowest, batch = 2e-4, 1e-5, 8
     crop = _crop(320, task.size)
     dice = smp.losses.DiceLoss(smp.losses.MULTICLASS_MODE, from_logits=True, ignore_index=task.void)
     return Loop(
@@ -47,11 +52,65 @@ def smp(task: Task, architecture: str, encoder: str, batch: int = 8) -> Loop:
             "augmentation": "as there: mirror, scale 0.5..1.5, shift, noise, perspective, colour, sharpness and blur",
             "loss": "Dice",
             "optimizer": f"Adam, rate {lr:g}, cosine to {lowest:g} over the budget",
-            "differs": ("" if batch == 32 else "batch 32 there; ") + "starts from ImageNet's weights there; "
+            "differs": "batch 32 there, a quarter of the steps; starts from ImageNet's weights there; "
             "Affine for ShiftScaleRotate, its name before; padding is void; pictures are divided by 255 "
-            "before mean and deviation",
+            "before mean and deviation. albumentations 2 scales height and width each by a factor of its own, and "
+            "its noise is ten times that of the versions at the time of the example",
         },
     )
+
+
+def smp_in_our_recipe(task: Task, architecture: str, encoder: str) -> Loop:
+    """The same net, learning as ``fullyconv train`` has ours learn: what is the recipe's doing, and what the net's."""
+    tune()
+    net = _smp_net(task, architecture, encoder)
+    options = ["--weights", "none", "--steps", str(task.steps), "--seed", str(task.seed)]
+    stage = stage_of(task, options)
+    fit, data = stage.fit, stage.data
+    crop, bf16 = choose_crop(sizes(task.train)), computes_bf16(torch.device("cpu"))
+    weights = class_weights(check(task.train).counts["out"])
+    groups = [
+        {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": fit.weight_decay},
+        {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+
+    def loss(output: Tensor, labels: Tensor) -> Tensor:
+        # Ours sorts the cells of its score map, which has a quarter of the picture's side.
+        some, truth = output[..., ::4, ::4], labels[:, ::4, ::4]
+        each = losses.cross_entropy(output, labels, void=task.void, weights=weights)
+        return each + fit.lovasz * losses.lovasz(some, truth, void=task.void)
+
+    return Loop(
+        task,
+        net,
+        torch.optim.AdamW(groups, lr=fit.lr, fused=True),
+        TrainTransform(crop, data.scale, data.mirror, data.jitter, void=task.void, fill=tuple(255 * m for m in MEAN)),
+        fit.batch,
+        loss,
+        lambda progress: rate(fit.schedule, progress=progress, step=round(progress * task.steps), warmup=fit.warmup),
+        {
+            "source": "the defaults of fullyconv train",
+            "net": f"{architecture} on {encoder}",
+            "precision": "bf16" if bf16 else "float32",
+            "batch": fit.batch,
+            "crop": crop,
+            "augmentation": f"scale {data.scale[0]:g}..{data.scale[1]:g}, mirror, colour jitter {data.jitter:g}",
+            "loss": f"cross-entropy with weights of classes, Lovász {fit.lovasz:g} on every fourth pixel of a side",
+            "optimizer": f"AdamW, rate {fit.lr:g}, decay {fit.weight_decay:g}, {fit.schedule} over the budget, warm-up "
+            f"of {fit.warmup} steps, average of weights {fit.ema:g}; channels last",
+            "differs": "nothing of the recipe but for where the Lovász loss looks",
+        },
+        bf16=bf16,
+        average=fit.ema,
+    )
+
+
+def _smp_net(task: Task, architecture: str, encoder: str) -> nn.Module:
+    import segmentation_models_pytorch as smp  # type: ignore[import-not-found, unused-ignore]
+
+    torch.manual_seed(task.seed)
+    net: nn.Module = getattr(smp, architecture)(encoder, encoder_weights=None, in_channels=3, classes=len(task.classes))
+    return net
 
 
 class Albumentations:
@@ -109,7 +168,7 @@ def lraspp(task: Task) -> Loop:
             "augmentation": f"scaled to 0.5..2 of a shorter side of {base}, mirror; labelled at {base}",
             "loss": "cross-entropy",
             "optimizer": f"SGD, rate {lr:g}, momentum 0.9, decay 1e-6, poly 0.9 over the budget",
-            "differs": "factors of scale are drawn evenly on a logarithmic scale",
+            "differs": "batch 32 there, on 8 GPUs; factors of scale are drawn evenly on a logarithmic scale",
         },
         logits=lambda output: output["out"],
         resize=base,
@@ -158,8 +217,8 @@ def segformer(task: Task) -> Loop:
             "augmentation": "scale 0.5..2, crop of 512 (here no larger than the pictures), mirror, colour jitter",
             "loss": "cross-entropy",
             "optimizer": f"AdamW, rate {lr:g} (head x 10), decay 0.01 (norms 0), linear to 0, warm-up of 0.9 %",
-            "differs": "batch 16 there; pictures are not enlarged to 512; jitter by 0.5 without hue, scale drawn "
-            "evenly on a logarithmic scale",
+            "differs": "batch 16 there; pictures are not enlarged to 512; crops of one class are not drawn again; "
+            "padding is black and not the mean; jitter by 0.5 without hue, scale drawn evenly on a logarithmic scale",
         },
         logits=lambda output: output.logits,
     )
@@ -213,7 +272,7 @@ class Ultralytics:
             "net": "yolo26n-sem",
             "precision": "float32",
             "args": {name: getattr(args, name) for name in (*names, *more)},
-            "differs": "pretrained=False, cache=ram; a step is a batch",
+            "differs": "pretrained=False, cache=ram; a step is a batch; it leaves one core free, as anywhere",
         }
 
     def _train(self) -> None:

@@ -333,9 +333,11 @@ def race(
     monkeypatch.setattr(accuracy, "measure", lambda names, *_: dict.fromkeys(["left", "right", "fails ImageNet"], 30.0))
     path = tmp_path / "results.json"
 
-    def compete(*only: str, weights: Path | None = None) -> tuple[int, dict[str, dict[str, dict[str, object]]]]:
+    def compete(
+        *only: str, weights: Path | None = None, alone: bool = False
+    ) -> tuple[int, dict[str, dict[str, dict[str, object]]]]:
         options = argparse.Namespace(
-            only=list(only), weights=weights, input="caffe", minutes=1.0, jobs=2, rounds=1, seed=0
+            only=list(only), weights=weights, input="caffe", minutes=1.0, jobs=2, rounds=1, seed=0, alone=alone
         )
         found = json.loads(path.read_text()) if path.exists() else {}
         return accuracy.compete(options, "street", street, found, path, tmp_path), json.loads(path.read_text())
@@ -362,6 +364,26 @@ def test_who_has_finished_is_not_trained_again(
         assert status == 1
         assert found["competitors"]["fails ImageNet"] == {"failed": "ValueError: cannot learn"}
     assert (tmp_path / "notes").read_text() == "llrr"
+
+
+def test_a_machine_by_itself_says_what_the_minutes_of_a_shared_one_are(
+    scripts: dict[str, ModuleType],
+    race: Callable[..., tuple[int, dict[str, dict[str, dict[str, object]]]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accuracy = scripts["accuracy"]
+    _, before = race("left", "right")
+    assert before["competitors"]["left"].items() >= {"jobs": 2, "threads": max(1, (os.cpu_count() or 1) // 2)}.items()
+    assert accuracy.unit(before) == []
+    known: list[object] = []
+    monkeypatch.setattr(accuracy, "measure", lambda *given: known.append(given[2]) or {"left": 15.0, "right": 24.0})
+    status, found = race("left", "right", alone=True)
+    assert status == 0
+    assert known == [{}]  # nothing that an earlier load could come in by
+    assert found["pace"] == before["pace"]
+    assert found["competitors"] == before["competitors"]
+    assert accuracy.unit(found)[1] == "(`--alone`) in 0.5 to 0.8 minutes, 0.7 in the median."
+    assert accuracy.unit(found)[0] in accuracy.page(found, "x")
 
 
 def test_the_table_has_the_best_first_and_the_figure_every_curve(
@@ -423,7 +445,8 @@ def test_a_loop_of_anybody_learns_from_the_pictures_and_labels_them_at_their_siz
     learning = scripts["learning"]
     train_data = dataset("folder", street, split="train")
 
-    def loop(transform: Callable[..., object]) -> object:
+    def loop(transform: Callable[..., object], **more: object) -> object:
+        torch.manual_seed(0)
         net = torch.nn.Conv2d(3, 2, 1)
         task = learning.Task(street, train_data, None, "caffe", steps=30, every=1, seed=3, scratch=tmp_path)
         return learning.Loop(
@@ -435,9 +458,11 @@ def test_a_loop_of_anybody_learns_from_the_pictures_and_labels_them_at_their_siz
             loss=lambda output, labels: torch.nn.functional.cross_entropy(output, labels, ignore_index=255),
             rate=lambda progress: 1 - progress,
             settings={},
+            **more,
         )
 
-    learns = loop(TrainTransform(SIZE, (1, 1), jitter=0, void=255, fill=(0, 0, 0)))
+    plain = TrainTransform(SIZE, (1, 1), jitter=0, void=255, fill=(0, 0, 0))
+    learns = loop(plain)
     for _ in range(30):
         learns.step()  # type: ignore[attr-defined]
     sample = train_data[0]
@@ -446,3 +471,16 @@ def test_a_loop_of_anybody_learns_from_the_pictures_and_labels_them_at_their_siz
     assert right.shape == SIZE
     assert right.mean() > 0.6
     assert learns.optimizer.param_groups[0]["lr"] == pytest.approx(1 / 30)  # type: ignore[attr-defined]
+
+    labels = sample.labels["out"]
+    averaged = loop(plain, average=1.0)  # 1/10 of the way at first, so that it lags behind
+    coarse = loop(plain, bf16=True)
+    for one in (averaged, coarse):
+        for _ in range(30):
+            one.step()  # type: ignore[attr-defined]
+    # An average changes nothing of what learns, but what labels pictures; in bf16 weights are nearly the same.
+    assert torch.equal(averaged.net.weight, learns.net.weight)  # type: ignore[attr-defined]
+    assert not torch.equal(averaged._averaged.model.weight, learns.net.weight)  # type: ignore[attr-defined]
+    assert (averaged.predictor()(sample.image) == labels).mean() > 0.6  # type: ignore[attr-defined]
+    assert not torch.equal(coarse.net.weight, learns.net.weight)  # type: ignore[attr-defined]
+    assert torch.allclose(coarse.net.weight, learns.net.weight, rtol=0.1, atol=0.01)  # type: ignore[attr-defined]
