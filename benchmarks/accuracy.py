@@ -14,8 +14,8 @@ several rounds counts, after some that do not; the pictures' transforms are part
 machine does meanwhile; two may even train at a time. Scoring is outside the budget. What is scored is the last model,
 not the best on val, so val chooses nothing in a run.
 
-Later paces are measured beside one that is known, so that all stand to each other as at the first time. If the machine
-was shared then, a minute of the budget is less than one of the machine by itself; how much less, ``--alone`` measures.
+Later paces are measured beside one that is known, so that all stand to each other as at the first time. On another
+machine, or on one that is by itself, they may be others; ``--alone`` measures them once more, and the page says both.
 
 The curve is scored on some pictures of val, drawn at even distances; the last score on all of it. Whoever has finished
 is kept in ``benchmarks/results/accuracy-NAME-MINUTESmin.json`` (``-seedN`` where it is not 0) and not trained again.
@@ -254,14 +254,14 @@ def cold(found: Found) -> list[str]:
 
 
 def unit(found: Found) -> list[str]:
-    """What the minutes of the budget are on a machine that does nothing else, in two lines; none if not measured."""
-    shares = [found["alone"][one] / found["pace"][one] for one in found.get("alone", {}) if one in found["pace"]]
-    if not shares:
+    """How long the steps of the budget took at another time, in two lines; none if that was not measured."""
+    alone = found.get("alone", {"pace": {}})
+    spans = [found["minutes"] * s / found["pace"][one] for one, s in alone["pace"].items() if one in found["pace"]]
+    if not spans:
         return []
-    low, high = (share * found["minutes"] for share in (min(shares), max(shares)))
     return [
-        f"These paces are of a machine that was shared. By itself it did as many steps of {len(shares)} of them",
-        f"(`--alone`) in {low:.1f} to {high:.1f} minutes, {median(shares) * found['minutes']:.1f} in the median.",
+        f"Paces are of the machine of their day. By itself, on {alone['at']}, it did the steps of {len(spans)} nets",
+        f"(`--alone`) in {min(spans):.1f} to {max(spans):.1f} minutes, {median(spans):.1f} in the median.",
     ]
 
 
@@ -331,7 +331,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="competitors that train at a time, with a thread each")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each that its pace is the median of")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--alone", action="store_true", help="only measure the pace again, on a machine by itself")
+    parser.add_argument("--alone", action="store_true", help="only measure paces again, beside nothing else")
     parser.add_argument("--table", action="store_true", help="only write table and figure to docs/results")
     options = parser.parse_args()
     name, _, folder = options.data.partition("=")
@@ -398,7 +398,8 @@ def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, 
         return Task(folder, train_data, options.weights, options.input, steps, every(steps), options.seed, scratch)
 
     if options.alone:
-        found["alone"] = found.get("alone", {}) | measure(chosen, task_of, {}, options.rounds)
+        paces = measure(chosen, task_of, {}, options.rounds)
+        found["alone"] = {"at": time.strftime("%Y-%m-%d"), "load": machine()["load"], "pace": paces}
         write_json(path, found)
         print("\n".join(unit(found)))
         return 0

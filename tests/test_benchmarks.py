@@ -366,7 +366,7 @@ def test_who_has_finished_is_not_trained_again(
     assert (tmp_path / "notes").read_text() == "llrr"
 
 
-def test_a_machine_by_itself_says_what_the_minutes_of_a_shared_one_are(
+def test_paces_that_are_measured_again_are_said_and_change_no_budget(
     scripts: dict[str, ModuleType],
     race: Callable[..., tuple[int, dict[str, dict[str, dict[str, object]]]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -375,6 +375,7 @@ def test_a_machine_by_itself_says_what_the_minutes_of_a_shared_one_are(
     _, before = race("left", "right")
     assert before["competitors"]["left"].items() >= {"jobs": 2, "threads": max(1, (os.cpu_count() or 1) // 2)}.items()
     assert accuracy.unit(before) == []
+    assert all(line not in accuracy.page(before, "x") for line in ("--alone", "by itself"))
     known: list[object] = []
     monkeypatch.setattr(accuracy, "measure", lambda *given: known.append(given[2]) or {"left": 15.0, "right": 24.0})
     status, found = race("left", "right", alone=True)
