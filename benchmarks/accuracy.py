@@ -218,9 +218,9 @@ def versions() -> dict[str, str]:
 
 
 def rows(found: Found) -> list[str]:
-    """The table in Markdown, the best first."""
+    """The table in Markdown, the best first, and those that start from weights after all that do not."""
     ended = {name: one for name, one in found["competitors"].items() if "scores" in one}
-    order = sorted(ended, key=lambda name: -ended[name]["scores"]["mean_iu"])
+    order = sorted(ended, key=lambda name: ("ImageNet" in name, -ended[name]["scores"]["mean_iu"]))
     lines = [
         "| | mean IU | pixel accuracy | parameters | seconds a step | steps | batch | precision |",
         "|---|---|---|---|---|---|---|---|",
@@ -284,8 +284,8 @@ def page(found: Found, name: str) -> str:
             "JSON.",
             "The last model is scored, so val chooses no model. But ours have defaults that were found on CamVid's",
             "val, two of them on NYUDv2's too (docs/results.md), and the others what their documentation says, which",
-            "mostly starts from ImageNet's weights; here only those that say ImageNet do. One seed: a point or two",
-            "between two rows say little. Settings, their sources and what differs from these are in the JSON beside.",
+            "mostly starts from ImageNet's weights; here only those that say ImageNet do, and stand last. One seed: a",
+            "point or two say little. Settings, their sources and what differs from these are in the JSON beside.",
             "",
             *rows(found),
             "",

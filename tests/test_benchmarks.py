@@ -399,6 +399,9 @@ def test_the_table_has_the_best_first_and_the_figure_every_curve(
     accuracy.write_table(found, "accuracy-street-1min", tmp_path / "docs")
     text = (tmp_path / "docs" / "accuracy-street-1min.md").read_text()
     assert text.index("| right | 33.6 | 67.2 |") < text.index("| left | 16.4 | 32.8 |") < text.index("cannot learn")
+    started = found | {"competitors": found["competitors"] | {"all ImageNet": found["competitors"]["right"]}}
+    names = [line.split(" | ")[0].removeprefix("| ") for line in accuracy.rows(started)[2:]]
+    assert names == ["right", "left", "all ImageNet", "fails ImageNet"]  # no better than others for its weights
     absent = found["competitors"]["right"]["scores"]["absent"]
     all_but = f", of which val has all but {', '.join(absent)}" if absent else ""  # type: ignore[arg-type]
     assert f"{found['classes']} classes{all_but}, seed 0." in text
