@@ -292,8 +292,8 @@ def backbone(
     Args:
         name: a name in `BACKBONES`, ``timm/<name>``, or a module: a classifier, which goes through surgery, or a net
             that returns one or several maps, which is taken as it is.
-        weights: "default" (the published ones), a .safetensors or .pth file of the classifier's weights, or None for
-            random ones (a module keeps its own).
+        weights: "default" (the published ones), a .safetensors, .pth or .caffemodel file of the classifier's weights,
+            or None for random ones (a module keeps its own).
         input: the preprocessing that the weights expect; None: what their file tells, or the published weights' own.
             With more than three channels, the first layer is widened: new channels get the mean of the others'
             weights, as the authors did (`fullyconv.variants.widen_input`; a module of your own reads what it reads).

@@ -202,7 +202,7 @@ class BVLCGoogLeNet(nn.Module):
 class TinyVGG(nn.Module):
     """Five blocks of convolution and pooling and two linear layers: a VGG that a laptop trains in a minute.
 
-    For demonstrations and tests: it has a flatten and hidden linear layers as the paper's nets have, 0.5 M parameters,
+    For demonstrations and tests: it has a flatten and hidden linear layers as the paper's nets have, 0.3 M parameters,
     and needs no download. Made for 96x96 pictures.
     """
 

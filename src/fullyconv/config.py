@@ -234,7 +234,7 @@ pads by 100 pixels, fc6 by none, and the scores are cropped."""
 
 
 class SkipConfig(Config):
-    """One line of the skip DAG: read this tap, scale it, score it (paper, section 4.2)."""
+    """One line of the skip DAG: read this tap, scale it, score it (CVPR, section 4.2; scales: PAMI, section 4.3)."""
 
     tap: str
     scale: float = Field(default=1.0, gt=0)

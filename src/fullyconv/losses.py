@@ -6,7 +6,7 @@ Every loss takes ``(logits, labels, *, void, reduction, weights)``:
     labels     (B, H, W) int64, 0..K-1 or ``void``
     void       the label that does not count, outside 0..K-1
     reduction  "mean": over the pixels that count, each with its class weight (the sum of weights divides);
-               "sum": over the pixels of the batch, as the paper trained;
+               "sum": over the pixels of the batch, as PAMI (section 4.2) and the release's VGG nets learn;
                "image": the mean over pictures of the mean over each picture's pixels, so that a picture counts the same
                however large it is; pictures of nothing but void are left out
     weights    (K,) one factor for each class, not negative; None: 1

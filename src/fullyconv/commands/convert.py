@@ -29,8 +29,9 @@ def convert(
 ) -> None:
     """Make a model of weights that others have published.
 
-    The authors' Caffe nets, pytorch-fcn's, torchvision's fcn_resnet50 and 101, and the classifiers vgg16, caffenet and
-    bvlc_googlenet. What was used of the file and what was not is listed; nothing is written where something is missing.
+    The authors' Caffe nets, pytorch-fcn's, torchvision's fcn_resnet50 and 101, and the classifiers vgg16, vgg19,
+    caffenet and bvlc_googlenet. What was used of the file and what was not is listed; nothing is written where
+    something is missing.
     """
     from fullyconv.conversion import convert
 

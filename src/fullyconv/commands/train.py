@@ -40,7 +40,7 @@ def train(
         str,
         typer.Option(
             metavar="FILE|default|none",
-            help="Of the classifier: a .safetensors or .pth file, the published ones (downloaded once), or random.",
+            help="The classifier's: a .safetensors, .pth or .caffemodel file, published (downloaded once), or random.",
         ),
     ] = "default",
     input: Annotated[
@@ -48,7 +48,7 @@ def train(
         typer.Option(
             metavar="NAME",
             help="Preprocessing that the weights expect: caffe, imagenet, inception, unit or raw.  "
-            "[default: that of the published weights]",
+            "[default: what the file says, or that of the published weights]",
         ),
     ] = None,
     minutes: Annotated[float | None, typer.Option(metavar="N", help="Budget as a time.  [default: 30]")] = None,

@@ -1,7 +1,8 @@
 """PASCAL-Context: every pixel of PASCAL VOC 2010, in the 59 most frequent classes with or without background, or in 33.
 
-The FCN papers learn 59 classes and background, "pascal-context". Others leave out what is none of the 59,
-"pascal-context-59", or score the 33 classes of the data set's own experiments on context, "pascal-context-33".
+The FCN authors' nets have 59 classes and background, "pascal-context". Others leave out what is none of the 59,
+"pascal-context-59", or score the 33 classes of the data set's own experiments on context, "pascal-context-33", as the
+CVPR paper does, too (arXiv v2, table 6).
 
 Mottaghi, Chen, Liu, Cho, Lee, Fidler, Urtasun, Yuille: The role of context for object detection and semantic
 segmentation in the wild, CVPR 2014.
