@@ -29,6 +29,9 @@ def test_hha_is_computed_for_a_folder(run: Run, tmp_path: Path) -> None:
     assert np.array_equal(images.read_image(tmp_path / "hha/2.png").pixels, written)
     run("hha", tmp_path / "depth", "--out", tmp_path / "hha", "--overwrite", *own)
     again = images.read_image(tmp_path / "hha/2.png").pixels
+    Image.fromarray((depth // 100).astype(np.uint8)).save(tmp_path / "depth/3.bmp")
+    assert run("hha", tmp_path / "depth", "--out", tmp_path / "hha", "--unit", "0.1")[1].startswith("3 of 3")
+    assert (tmp_path / "hha/3.png").exists()
     assert np.array_equal(again, hha(depth * 0.002, Camera(40, 40, 19.5, 14.5)).encoded())
 
 
@@ -47,7 +50,7 @@ def test_hha_skips_what_is_no_depth_and_says_so(run: Run, tmp_path: Path) -> Non
     )
     code, _, err = run("hha", tmp_path / "none", "--out", tmp_path / "hha")
     assert code == 2
-    assert "none: no .png or .tif file in it" in err
+    assert "none: no .png, .tif or .bmp file in it" in err
 
 
 def test_hha_never_replaces_depth_and_no_two_maps_share_a_result(

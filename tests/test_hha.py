@@ -165,7 +165,10 @@ def test_the_cameras_of_nyud_agree_on_a_common_picture() -> None:
     half, crop = nyud_camera(240, 320), nyud_camera(425, 560)
     assert (20 - half.cx) / half.fx == pytest.approx((40.5 - NYUD.cx) / NYUD.fx)
     assert (10 - half.cy) / half.fy == pytest.approx((20.5 - NYUD.cy) / NYUD.fy)
+    # Matlab's I(46:470, 41:600) and I(45:471, 41:601), from 1.
     assert (5 - crop.cx) / crop.fx == pytest.approx((45 - NYUD.cx) / NYUD.fx)
+    assert (7 - crop.cy) / crop.fy == pytest.approx((52 - NYUD.cy) / NYUD.fy)
+    assert nyud_camera(427, 561) == Camera(crop.fx, crop.fy, crop.cx, crop.cy + 1)
     assert nyud_camera(480, 640) == NYUD
     with pytest.raises(DatasetError, match=r"depth of 100 x 100 pixels \(height x width\); expected 480 x 640"):
         nyud_camera(100, 100)

@@ -81,7 +81,9 @@ def test_of_several_years_the_newest_is_read_and_said(devkit: Path) -> None:
 # seg11valid ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["benchmark_RELEASE/dataset", "sbd", "VOCdevkit/SBD/dataset"])
+@pytest.mark.parametrize(
+    "place", ["benchmark_RELEASE/dataset", "sbd", "VOCdevkit/SBD/dataset", "VOCdevkit/VOCaug/dataset"]
+)
 @pytest.mark.parametrize("below", ["", "VOCdevkit", "VOCdevkit/VOC2011"])
 def test_seg11valid_is_val_without_what_sbd_trains_on(devkit: Path, place: str, below: str) -> None:
     mini.names(devkit / place / "train.txt", ["2007_000042", "2007_000032", "2010_000001"])

@@ -146,6 +146,8 @@ def unpack(path: Path, folder: Path) -> None:
         if zipfile.is_zipfile(path):
             _unzip(path, folder)
         elif tarfile.is_tarfile(path):
+            if not hasattr(tarfile, "data_filter"):
+                raise DatasetError(f"{path}: Python before 3.11.4 cannot unpack a tar safely; unpack it yourself")
             with tarfile.open(path) as archive:
                 _refuse_too_large(path, folder, (member.size for member in archive))
                 # "data" refuses what would lie outside, links that lead there, and devices.

@@ -136,8 +136,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "balance": Kind(
         "one class has over 10,000 times the pixels of another",
-        "the rarest classes hardly change the loss",
-        "train with --class-weights median, or merge classes",
+        "without class weights the rarest classes hardly change the loss",
+        "keep --class-weights median, the default, or merge classes",
     ),
     "sizes": Kind(
         "pictures of more than 16 times the pixels of the median picture, or less than a 16th",
@@ -147,7 +147,7 @@ KINDS: Mapping[str, Kind] = {
     "field": Kind(
         "pictures smaller than the stride of the backbone's coarsest map",
         "the net's coarsest map has no whole cell on it: the picture is mostly padding",
-        "enlarge the pictures (labels with nearest neighbour), or choose a backbone that sees less",
+        "enlarge the pictures (labels with nearest neighbour), or choose a backbone whose coarsest stride is smaller",
     ),
 }
 """By name; the order is that of docs/data.md."""

@@ -13,8 +13,9 @@ ECCV 2014, after Gupta, Arbelaez, Malik, CVPR 2013; the FCN papers learn NYUDv2 
 
 Ours: at the edge of a thing the window is moved off the edge (of nine windows that hold the pixel, that which a plane
 fits best), where the authors let it straddle; depth that was not measured is that of the nearest pixel that was, where
-they have it painted in; the ground is the level of the floor that is seen lowest, where they take the lowest point, so
-that one wrong pixel does not lift the whole room.
+they have it painted in; the angle where nothing around was measured is 90 degrees, where their code gives 180; the
+ground is the level of the floor that is seen lowest, where they take the lowest point, so that one wrong pixel does not
+lift the whole room.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def nyud_camera(height: int, width: int) -> Camera:
     """The camera of NYUDv2 for pictures of this size.
 
     Args:
-        height: 480, that of the standard crop, 425, or a part of the whole: 240, ...
-        width: 640, 560, or a part of the whole: 320, ...
+        height: 480, that of the usual crop, 425, or of the toolbox's, 427, or a part of the whole: 240, ...
+        width: 640, 560 or 561, or a part of the whole: 320, ...
 
     Raises:
         DatasetError: another size.
@@ -85,11 +86,14 @@ def nyud_camera(height: int, width: int) -> Camera:
         259.42895058725094
     """
     if (height, width) == (425, 560):
-        return Camera(NYUD.fx, NYUD.fy, NYUD.cx - 40, NYUD.cy - 44)
+        return Camera(NYUD.fx, NYUD.fy, NYUD.cx - 40, NYUD.cy - 45)  # its rows 46..470 and columns 41..600, from 1
+    if (height, width) == (427, 561):
+        return Camera(NYUD.fx, NYUD.fy, NYUD.cx - 40, NYUD.cy - 44)  # the toolbox's own: 45..471 and 41..601
     if width * 3 != height * 4:
         raise DatasetError(
-            f"depth of {height} x {width} pixels (height x width); expected 480 x 640 as in NYUDv2, its crop of "
-            "425 x 560, or the whole made smaller; for another camera compute HHA with `fullyconv hha --fx ...`"
+            f"depth of {height} x {width} pixels (height x width); expected 480 x 640 as in NYUDv2, its crops of "
+            "425 x 560 and 427 x 561, or the whole made smaller; for another camera compute HHA with "
+            "`fullyconv hha --fx ...`"
         )
     scale = width / 640
     return Camera(NYUD.fx * scale, NYUD.fy * scale, (NYUD.cx + 0.5) * scale - 0.5, (NYUD.cy + 0.5) * scale - 0.5)

@@ -152,7 +152,7 @@ def opened(picture: str | PathLike[str] | Image.Image, max_pixels: int) -> Itera
             if width * height > max_pixels:
                 raise RefusedError(
                     f"declares {height} x {width} = {width * height:,} pixels, more than the limit of {max_pixels:,}; "
-                    "raise the limit (--max-pixels, max_pixels) if you trust the file"
+                    "raise the limit (predict --max-pixels, max_pixels) if you trust the file, or cut it up"
                 )
             yield image
         except RefusedError as refusal:
@@ -328,7 +328,7 @@ def _reason(path: Path, error: Exception) -> str:
             return f"{kind} by its first bytes, but damaged, or of a kind that is not read; save it again as PNG"
         return f"not a picture in a format that is known (it starts with {start!r})"
     if isinstance(error, Image.DecompressionBombError):
-        return f"too large to decode: {error}"
+        return f"too large to decode, so cut it up: {error}"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     text = " ".join(str(error).split())[:200]

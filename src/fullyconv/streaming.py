@@ -113,7 +113,7 @@ def segment_raster(
             raise ImageError(
                 source,
                 f"declares {height} x {width} = {height * width:,} pixels, more than the limit of {max_pixels:,}; "
-                "raise the limit (--max-pixels, max_pixels) if you trust the file",
+                "raise the limit (predict --max-pixels, max_pixels) if you trust the file, or cut it up",
             )
         cut = choose_tile(model, memory, size) if tile is None else (tile, tile)
         rows, columns = plan(model, size, tile=cut)

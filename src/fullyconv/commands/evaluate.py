@@ -33,7 +33,7 @@ Examples:
 def evaluate(
     model: Model,
     data: Data,
-    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, val, test, or another that there is.")] = "val",
     json: Json = None,
     dataset: Dataset = "folder",
     inputs: Inputs = None,

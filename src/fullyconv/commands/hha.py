@@ -48,13 +48,13 @@ def hha(
     camera = None if fx is None else Camera(*(float(value or 0) for value in given))
     if not (math.isfinite(unit) and unit > 0):
         raise ConfigError(f"--unit {unit}: expected metres, more than 0", where="unit")
-    maps = (path for path in depth.rglob("*") if path.suffix.lower() in (".png", ".tif", ".tiff"))
+    maps = (path for path in depth.rglob("*") if path.suffix.lower() in (".png", ".tif", ".tiff", ".bmp"))
     # Results in a folder below the depth maps are no depth maps.
     there, ours = depth.resolve(), out.resolve()
     below = ours != there and ours.is_relative_to(there)
     files = sorted(path for path in maps if not (below and path.resolve().is_relative_to(ours)))
     if not files:
-        raise DatasetError(f"{depth}: no .png or .tif file in it; expected a folder of depth maps")
+        raise DatasetError(f"{depth}: no .png, .tif or .bmp file in it; expected a folder of depth maps")
     targets = {path: (out / path.relative_to(depth)).with_suffix(".png") for path in files}
     _refuse_to_harm(targets)
     failed = kept = 0

@@ -68,7 +68,7 @@ Out = Annotated[
 ]
 
 
-Split = Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")]
+Split = Annotated[str, typer.Option(metavar="NAME", help="train, val, test, or another that there is.")]
 Trained = Annotated[
     Path | None,
     typer.Option("--model", metavar="DIR", help="Folder of a trained model.  [default: one is trained first]"),

@@ -103,7 +103,8 @@ def open_folder(
     and "hha" in hha/ beside it, with the same names.
 
     Without a val split, a tenth of train is drawn for it, by a hash of ``seed`` and name: the same pictures on every
-    machine, and a picture stays where it was drawn when others are added. Nothing is written.
+    machine, and a picture stays where it was drawn when others are added (but the only one of val, which was nearest to
+    the tenth, makes room for the first that falls into it). Nothing is written.
 
     Raises:
         DatasetError: no such folder, no layout that is known, two readings of it, no classes, nothing that pairs, or a

@@ -58,7 +58,7 @@ pascal-context/trainval/NAME.mat
 pascal-context/labels.txt
 VOCdevkit/VOC2010/JPEGImages/NAME.jpg
 VOCdevkit/VOC2010/ImageSets/Main/{train,val}.txt"""
-SITE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
+SITE = "https://roozbehm.info/pascal-context/"  # where it moved from cs.stanford.edu/~roozbeh
 
 ABOUT = About(
     title="PASCAL-Context, 59 classes and background",

@@ -208,7 +208,7 @@ def sbd_candidates(base: Path) -> list[Path]:
     """Where SBD may lie below ``base`` by its own name."""
     return [
         base / n / d
-        for n in ("benchmark_RELEASE", "sbd", "SBD", "sbdd")
+        for n in ("benchmark_RELEASE", "sbd", "SBD", "sbdd", "VOCaug")
         for d in ("dataset", "", "benchmark_RELEASE/dataset")
     ]
 

@@ -174,8 +174,8 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
         rows=rows,
         published=PUBLISHED,
         paper=(
-            "depth as a fourth channel helps little, HHA alone does worse than colour, and averaging the scores of "
-            "both does best (CVPR, table 4)."
+            "depth as a fourth channel helps little, HHA alone does worse than colour, and joining the scores of "
+            "both (summed in the paper's text, averaged in the release) does best (CVPR, table 4)."
         ),
         data=setup.described(val),
         net=f"FCN-{coarse}s on {setup.net_described()}",
