@@ -338,9 +338,9 @@ def main() -> int:
     title = title_of(name, options.minutes, options.seed)
     path = RESULTS / f"{title}.json"
     found: Found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if (options.table or options.alone) and not found:
+        parser.error(f"{path} is not there; run without --table and --alone first")
     if options.table:
-        if not found:
-            parser.error(f"{path} is not there; run without --table first")
         write_table(found, title, DOCS)
         print("\n".join(rows(found)))
         return 0
@@ -371,6 +371,16 @@ def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, 
         View(data, range(len(data)), remember=True)
         for data in (dataset("folder", folder, split="train"), dataset("folder", folder, split="val"))
     )
+
+    def task_of(steps: int) -> Task:
+        return Task(folder, train_data, options.weights, options.input, steps, every(steps), options.seed, scratch)
+
+    if options.alone:
+        paces = measure(chosen, task_of, {}, options.rounds)
+        found["alone"] = {"at": time.strftime("%Y-%m-%d"), "load": machine()["load"], "pace": paces}
+        write_json(path, found)
+        print("\n".join(unit(found)))
+        return 0
     command = " ".join(
         [
             "python benchmarks/accuracy.py",
@@ -393,16 +403,6 @@ def compete(options: argparse.Namespace, name: str, folder: Path, found: Found, 
         "warm": found.get("warm", {}),
         "competitors": found.get("competitors", {}),
     }
-
-    def task_of(steps: int) -> Task:
-        return Task(folder, train_data, options.weights, options.input, steps, every(steps), options.seed, scratch)
-
-    if options.alone:
-        paces = measure(chosen, task_of, {}, options.rounds)
-        found["alone"] = {"at": time.strftime("%Y-%m-%d"), "load": machine()["load"], "pace": paces}
-        write_json(path, found)
-        print("\n".join(unit(found)))
-        return 0
     left = [one for one in chosen if "scores" not in found["competitors"].get(one, {})]
     if new := [one for one in left if one not in found["pace"]]:
         found["warm"] |= dict.fromkeys(new, WARM)

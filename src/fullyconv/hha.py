@@ -71,6 +71,11 @@ NYUD = Camera(518.85790117450188, 519.46961112127485, 324.58244941119034, 252.73
 """Of NYUDv2's colour camera, onto which its depth is projected: 640 x 480. (Its toolbox counts pixels from 1.)"""
 
 
+_ROWS_ABOVE = {(425, 560): 45, (427, 561): 44}
+"""Rows above NYUDv2's crops, which have 40 columns to their left: the usual, (46:470, 41:600) from 1 as in Matlab, and
+the toolbox's own, (45:471, 41:601)."""
+
+
 def nyud_camera(height: int, width: int) -> Camera:
     """The camera of NYUDv2 for pictures of this size.
 
@@ -85,10 +90,8 @@ def nyud_camera(height: int, width: int) -> Camera:
         >>> nyud_camera(240, 320).fx
         259.42895058725094
     """
-    if (height, width) == (425, 560):
-        return Camera(NYUD.fx, NYUD.fy, NYUD.cx - 40, NYUD.cy - 45)  # its rows 46..470 and columns 41..600, from 1
-    if (height, width) == (427, 561):
-        return Camera(NYUD.fx, NYUD.fy, NYUD.cx - 40, NYUD.cy - 44)  # the toolbox's own: 45..471 and 41..601
+    if (top := _ROWS_ABOVE.get((height, width))) is not None:
+        return Camera(NYUD.fx, NYUD.fy, NYUD.cx - 40, NYUD.cy - top)
     if width * 3 != height * 4:
         raise DatasetError(
             f"depth of {height} x {width} pixels (height x width); expected 480 x 640 as in NYUDv2, its crops of "

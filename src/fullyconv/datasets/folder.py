@@ -194,10 +194,7 @@ def _of_split(root: Path, split: str, notes: list[str]) -> _Source | None:
     halves = {name: half for name in {*SPLITS, split} if (half := _subfolder(folders, name))}
     if not any(_is_of_images(folder) for half in halves.values() for folder in _folders(half)):
         return None
-    draw = split in ("train", "val") and "val" not in halves
-    wanted = "train" if draw else split
-    if wanted not in halves:
-        raise DatasetError(f"{root}: no split {wanted!r}; found {', '.join(sorted(halves))}")
+    wanted, draw = _wanted(split, halves, root)
     notes.append(f"{halves[wanted].name}/ holds the pictures and label maps of {wanted}")
     images, labels = _halves(halves[wanted], notes)
     return _Source(images, labels, images, labels, divided=True, draw=draw)
@@ -223,19 +220,25 @@ def _source(images: Path, labels: Path, split: str, notes: list[str]) -> _Source
                 f"{images}: {', '.join(alike)} look like splits; name them train/ and val/, here and in {labels}"
             )
         return _Source(images, labels, images, labels, divided=False)
-    draw = split in ("train", "val") and "val" not in whole
+    wanted, draw = _wanted(split, whole, images)
     if draw and (unread := [name for name in inside if images / name not in {half for half, _ in whole.values()}]):
         notes.append(
             f"{images.name}/ holds folders that are no split by their names and are not read: {', '.join(unread)}"
         )
-    wanted = "train" if draw else split
-    if wanted not in whole:
-        raise DatasetError(f"{images}: no split {split!r}; found {', '.join(sorted(whole))}")
     picture_half, label_half = whole[wanted]
     for half in (picture_half, label_half):
         if half.name != wanted:
             notes.append(f"{half.parent.name}/{half.name} is taken for {wanted}")
     return _Source(images, labels, picture_half, label_half, divided=True, draw=draw)
+
+
+def _wanted(split: str, there: Mapping[str, object], where: Path) -> tuple[str, bool]:
+    """The split to read, and whether what is asked for is drawn from it, for want of a val split."""
+    draw = split in ("train", "val") and "val" not in there
+    wanted = "train" if draw else split
+    if wanted not in there:
+        raise DatasetError(f"{where}: no split {split!r}; found {', '.join(sorted(there))}")
+    return wanted, draw
 
 
 def _folders(folder: Path) -> list[Path]:
