@@ -15,6 +15,7 @@ from impulse import check_grid, dependence
 from rarefiable import Do
 from torch import Tensor, nn
 
+from fullyconv import build, presets
 from fullyconv.errors import AlignmentError, SurgeryError
 from fullyconv.geometry import Grid
 from fullyconv.locate import locate, locate_outputs, positions
@@ -37,6 +38,18 @@ def check(net: nn.Module, size: int, *, even: bool = True) -> int:
     assert place.axes == (-2, -1)
     down = check_grid(place.down, dependence(net, size, size, 0, C), even=even)
     return min(down, check_grid(place.across, dependence(net, size, size, 1, C), even=even))
+
+
+def test_a_net_is_built_alike_in_inference_mode() -> None:
+    net = nn.Sequential(nn.Conv2d(C, C, 3, 2, 1), nn.BatchNorm2d(C), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    outside = place_of(net)
+    with torch.inference_mode():
+        assert place_of(net) == outside
+        inside = build(presets.fcn16s("tinyvgg", 3, weights=None)).eval()
+        inside.load_state_dict((plain := build(presets.fcn16s("tinyvgg", 3, weights=None)).eval()).state_dict())
+        picture = torch.randint(0, 256, (1, 3, 40, 50), dtype=torch.uint8)
+        assert torch.equal(inside(picture)["out"], plain(picture)["out"])
+    assert isinstance(outside, Place)
 
 
 def shuffle(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fullyconv import checkpoint, cli, training
+from fullyconv import backbones, checkpoint, cli, training
 from fullyconv.building import build
 from fullyconv.config import INPUTS, Classes, Recipe
 from fullyconv.datasets import Sample, dataset
@@ -25,12 +25,14 @@ from fullyconv.errors import ConfigError, DatasetError, UnknownName
 from fullyconv.images import read_image
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import Preprocess
+from fullyconv.presets import fcn
 from fullyconv.sampling import INITIAL, mix
-from fullyconv.studies import STUDIES, study, trials
+from fullyconv.studies import STUDIES, fusion, masking, momentum, strides, study, timing, trials, upper_bound
 from fullyconv.studies.base import SCORES, Column, Panel, Result, Row
 from fullyconv.studies.fusion import measured, open_relief
 from fullyconv.studies.masking import SHAPE, Kept, Masked, foreground_iu, mask_colour
-from fullyconv.studies.sampling import against
+from fullyconv.studies.sampling import against, beside, loss_at
+from fullyconv.studies.strides import at_once, levelled
 from fullyconv.studies.trials import Clock, Learnt, Setup, learn, ordering, smooth
 
 TINY = "count=3 size=64x64"
@@ -213,6 +215,45 @@ def test_a_study_gives_a_table_that_can_be_read(found: Any, name: str, tmp_path:
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 10
 
 
+def test_published_rows_are_those_of_the_papers() -> None:
+    # Written down once more, from CVPR 2015 (tables 1 to 4; arXiv v2, appendix A), PAMI 2017 (table 8), the release.
+    assert [(row.name, row.values[:4]) for row in strides.PUBLISHED] == [
+        ("32s-fixed", (83.0, 59.7, 45.4, 72.0)),
+        ("32s", (89.1, 73.3, 59.4, 81.4)),
+        ("16s", (90.0, 75.7, 62.4, 83.0)),
+        ("8s", (90.3, 75.9, 62.7, 83.2)),
+        ("32s", (None, None, 63.6, None)),
+        ("16s", (None, None, 65.0, None)),
+        ("8s", (None, None, 65.5, None)),
+        ("8s at once, scaled", (None, None, 65.4, None)),
+    ]
+    assert [(row.name, row.values[:4]) for row in fusion.PUBLISHED] == [
+        ("colour", (60.0, 42.2, 29.2, 43.9)),
+        ("colour and depth, early", (61.5, 42.4, 30.5, 45.5)),
+        ("HHA", (57.1, 35.2, 24.2, 40.4)),
+        ("colour and HHA, late", (64.3, 44.9, 32.8, 48.0)),
+    ]
+    assert [(row.name, *row.values[:3]) for row in masking.PUBLISHED] == [
+        ("Reference", "keep / keep", "keep / keep", 84.8),
+        ("Reference-FG", "keep / keep", "keep / mask", 81.0),
+        ("Reference-BG", "keep / keep", "mask / keep", 19.8),
+        ("FG-only", "keep / mask", "keep / mask", 76.1),
+        ("BG-only", "mask / keep", "mask / keep", 37.8),
+        ("Shape", "mask / mask", "mask / mask", 29.1),
+    ]
+    assert [(row.name, row.values[:4]) for row in momentum.PUBLISHED] == [
+        ("accumulated", (89.1, 73.3, 59.4, 81.4)),
+        ("heavy", (None, None, 63.6, None)),
+    ]
+    assert upper_bound.PUBLISHED == {128: 50.9, 64: 73.3, 32: 86.1, 16: 92.8, 8: 96.4, 4: 98.5}
+    assert [(net.name, net.ms, net.parameters, net.field) for net in timing.NETS] == [
+        ("FCN-AlexNet", 50, 57, 355),
+        ("FCN-VGG16", 210, 134, 404),
+        ("FCN-GoogLeNet", 59, 6, 907),
+        ("FCN-8s", 175, None, None),
+    ]
+
+
 def test_a_long_question_is_not_cut_off_at_the_edge_of_the_figure(tmp_path: Path) -> None:
     rows = [Row("32s", [48.0])]
     result = Result("long", "minimum " * 30 + "?", SCORES[2:3], rows, shown=SCORES[2].name)
@@ -236,7 +277,8 @@ def test_every_net_has_the_same_budget_seed_and_data(found: Any, name: str) -> N
 
 
 def test_minutes_count_what_was_learnt_before() -> None:
-    nets = [Learnt(name, Path(), {}, [], 10, seconds) for name, seconds in (("a", 120.0), ("b", 60.0))]
+    recipe = Recipe.model_construct(stages=())
+    nets = [Learnt(name, Path(), recipe, 1, {}, [], 10, seconds) for name, seconds in (("a", 120.0), ("b", 60.0))]
     assert Clock().minutes_of(nets) == 3.0
     assert Clock(started=time.monotonic() - 600).minutes_of(nets) == pytest.approx(10, abs=0.5)
 
@@ -251,6 +293,9 @@ def test_a_budget_in_minutes_is_dealt_out_evenly(tmp_path: Path, monkeypatch: py
         seen.append(recipe)
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").write_text(json.dumps({"per_class": {}, "mean_iu": 0.0}))
+        stages = {stage.name: {"pictures": {"train": ["1"]}} for stage in recipe.stages}
+        (out / "run.json").write_text(json.dumps({"started": [], "stages": stages}))
+        (out / "recipe.json").write_text(recipe.model_dump_json())
         if len(seen) == 3:
             raise Enough
 
@@ -261,13 +306,13 @@ def test_a_budget_in_minutes_is_dealt_out_evenly(tmp_path: Path, monkeypatch: py
 
 
 def test_stages_start_from_the_one_before_and_a_fixed_trunk_stays(found: Any) -> None:
-    _, out = found("strides")
+    result, out = found("strides")
     made = recipes(out)
     assert [stage.name for stage in made["8s"].stages] == ["32s", "16s", "8s"]
     assert [stage.name for stage in made["8s-at-once"].stages] == ["8s"]
     scales = {name: [skip.scale for skip in made[name].stages[-1].model.heads["out"].skips] for name in made}
     assert scales["8s"] == scales["8s-at-once"] == [1.0, 1.0, 1.0]
-    assert scales["8s-at-once-scaled"] == [1.0, 1e-2, 1e-4]
+    assert scales["8s-at-once-scaled"] == result.settings["scales"]
     assert [skip.tap for skip in made["stride-8-alone"].stages[0].model.heads["out"].skips] == ["stride8"]
     with torch.random.fork_rng([]):
         torch.manual_seed(mix(0, INITIAL))
@@ -278,6 +323,61 @@ def test_stages_start_from_the_one_before_and_a_fixed_trunk_stays(found: Any) ->
         assert same is not moved
         learnt = [key for key in start if key.startswith("heads.") and not torch.equal(now[key], start[key])]
         assert any(key.endswith("weight") for key in learnt)
+
+
+@pytest.mark.parametrize("backbone", ["tinyvgg", "resnet18", "squeezenet1_0"])
+def test_levelled_maps_are_as_large_as_the_coarsest(backbone: str) -> None:
+    scenes = dataset("scenes", TINY)
+    strides = sorted({int(of.grid.stride) for of in backbones.describe(backbone).taps.values()})[-3:]
+    config = fcn(strides[0], backbone, 11, weights=None)
+    scales = [skip.scale for skip in levelled(config, scenes, 3).heads["out"].skips]
+    with torch.random.fork_rng([]):
+        torch.manual_seed(mix(3, INITIAL))
+        model = build(config).eval()
+    sizes = []
+    for skip, scale in zip(config.heads["out"].skips, scales, strict=True):
+        with torch.no_grad():
+            maps = [
+                model.backbone(model.preprocess(torch.from_numpy(scenes[i].image).permute(2, 0, 1)[None]))[skip.tap]
+                for i in range(len(scenes))
+            ]
+        sizes.append(scale * sum(float(found.abs().mean()) for found in maps))
+    assert scales[0] == 1
+    assert max(scales[1:]) != 1
+    assert sizes == pytest.approx([sizes[0]] * 3, rel=0.06)  # scales have two digits
+
+
+def test_pictures_are_as_they_are_where_the_papers_learn_from_such(found: Any) -> None:
+    for name, sizes, jitter in (("sampling", (1, 1), 0), ("momentum", (1, 1), 0), ("masking", (0.5, 2), 0)):
+        result, out = found(name)
+        for recipe in recipes(out).values():
+            (stage,) = recipe.stages
+            assert (stage.data.scale, stage.data.jitter) == (sizes, jitter)
+            assert stage.data.mirror is (name == "masking")
+            assert (stage.data.crop == "whole") is (name != "masking")
+            if name == "sampling":  # so that iterations are equal whatever the budget
+                assert (stage.fit.schedule, stage.fit.warmup, stage.fit.ema) == ("fixed", 0, 0)
+        told = " ".join(result.notes)
+        assert ("whole, no size is changed, not mirrored" in told) is (name != "masking")
+        assert "colours as they are" in told
+        assert result.settings["data"]["jitter"] == 0
+        assert "/" not in result.settings["data"]["root"]
+
+
+@pytest.mark.parametrize(("steps", "pictures"), [(1, 20), (2, 20), (3, 20), (4, 40), (9, 80), (100, 800)])
+def test_equally_many_pictures_are_whole_steps_of_every_way(
+    steps: int, pictures: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken = captured(monkeypatch, "momentum", tmp_path, steps=steps)
+    fits = [variant.parts[0].fit for variant in taken]
+    counts = [round(steps * variant.steps) * fit["accumulate"] for variant, fit in zip(taken, fits, strict=True)]
+    assert counts == [pictures] * 3
+
+
+def test_a_named_crop_comes_before_whole_pictures(found: Any, tmp_path: Path) -> None:
+    setup = Setup(weights=None, steps=1, batch=1, crop=(32, 48), device="cpu", out=tmp_path)
+    study("sampling").run(setup)
+    assert {recipe.stages[0].data.crop for recipe in recipes(tmp_path).values()} == {(32, 48)}
 
 
 def test_each_net_of_masking_sees_its_own_pictures(found: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -300,7 +400,7 @@ def test_each_net_of_masking_sees_its_own_pictures(found: Any, monkeypatch: pyte
     assert seen == {name: [left, left] for name, left in kept.items()}
 
 
-def captured(monkeypatch: pytest.MonkeyPatch, name: str, out: Path) -> list[trials.Variant]:
+def captured(monkeypatch: pytest.MonkeyPatch, name: str, out: Path, steps: int = 1) -> list[trials.Variant]:
     """The variants of a study, which is not run."""
     taken: list[trials.Variant] = []
 
@@ -311,7 +411,7 @@ def captured(monkeypatch: pytest.MonkeyPatch, name: str, out: Path) -> list[tria
     with monkeypatch.context() as patch:
         patch.setattr(f"fullyconv.studies.{name}.learn", learn)
         with pytest.raises(KeyboardInterrupt):
-            study(name).run(Setup(weights=None, steps=1, device="cpu", out=out))
+            study(name).run(Setup(weights=None, steps=steps, device="cpu", out=out))
     return taken
 
 
@@ -450,14 +550,27 @@ def test_what_is_against_the_paper_is_told() -> None:
         return [Row(name, [0.0, 0.0, iou, 0.0]) for name, iou in zip(("whole", "half", "quarter"), ious, strict=True)]
 
     assert against(rows(60, 60.9, 55), timed=False) == (
-        "As in the paper, sampling brings nothing: in equally many steps none is above whole (60.0) by more than a "
-        "point."
+        "In equally many steps no sampled net ends above whole (60.0) by more than a point, as in the paper."
     )
     told = against(rows(16.3, 31.1, 10), timed=False)
-    assert told.startswith("Against the paper, half (31.1) end above whole (16.3) in equally many steps")
-    assert "half (31.1) and quarter (31.4) end above whole (16.3) in equal times: the budget is short." in against(
-        rows(16.3, 31.1, 31.4), timed=True
+    assert told.startswith("Against the paper, half (31.1) end above whole (16.3) in equally many steps. A step of")
+    assert against(rows(16.3, 31.1, 31.4), timed=True).endswith(
+        "half (31.1) and quarter (31.4) end above whole (16.3) in equal times."
     )
+
+
+def test_losses_are_compared_where_all_nets_have_one() -> None:
+    curves = {"whole": [(x, 1.0 if x <= 5 else 0.1) for x in range(1, 11)], "half": [(x, 1.25) for x in range(1, 6)]}
+    assert beside(curves, "iterations") == (
+        "After 5 iterations, which all have, the loss is 1.000 (whole), 1.250 (half: 25 % more)."
+    )
+    assert loss_at([(1, 8.0), (2, 4.0)], 0.5) == 8  # nothing is there yet
+
+
+def test_whether_at_once_is_as_good_as_in_stages_is_told() -> None:
+    assert at_once(61.0, 60.5).endswith("here it is within a point (60.5, 61.0).")
+    assert at_once(61.0, 59.0).endswith("here it is 2.0 points below (59.0, 61.0).")
+    assert at_once(59.0, 61.0).endswith("here it is 2.0 points above (61.0, 59.0).")
 
 
 @given(st.integers(1, 900), st.integers(1, 50))
@@ -532,14 +645,24 @@ def test_every_study_explains_itself(name: str, capfd: pytest.CaptureFixture[str
 def test_the_command_writes_what_it_prints(found: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result, out = found("masking")  # whose nets are scored again, not trained
     arguments = ("masking", "--weights", "none", "--steps", 3, "--batch", 2, "--device", "cpu", "--out", out)
-    assert run(*arguments, "--background", "ground, ball", "--json", tmp_path / "m.json") == 0
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "nets").glob("*/*/best/model.safetensors")}
+    assert len(stamps) == 4
+    assert run(*arguments, "--background", "ground, ground", "--json", tmp_path / "m.json") == 0
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     said = capfd.readouterr().out
     assert all(name in said for name in ("FG-only", "84.8", "PAMI 2017, table 8", "mean IU without background"))
     written = json.loads((tmp_path / "m.json").read_text())
     assert written == json.loads((out / "masking.json").read_text())
     assert [row["mean IU, %"] for row in written["rows"]] == [row.values[4] for row in result.rows]
-    assert written["settings"]["background"] == ["ground", "ball"]
+    assert written["settings"]["background"] == ["ground"]
     assert (out / "masking.png").read_bytes().startswith(b"\x89PNG")
+    # What is background is in no recipe, and nets that learnt with another are no nets of this experiment.
+    assert run(*arguments, "--background", "ground, ball") == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"fullyconv: error: {out / 'nets'}: its nets have learnt with --background ground, got ball,ground; name the "
+        "same, or choose another --out"
+    )
+    assert json.loads((out / "masking.json").read_text()) == written
 
 
 @pytest.mark.parametrize("rate", ["nan", "inf", "0", "-1"])

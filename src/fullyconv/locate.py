@@ -202,6 +202,7 @@ class Located:
     where: Where | None
 
 
+@torch.inference_mode(False)  # in which layers are dispatched whole, and not as the operations that they consist of
 def _run(module: nn.Module, channels: int, size: tuple[int, int], runner: Callable[[Locating, Tensor], Any]) -> Any:
     """Run ``module`` on a picture of meta tensors, its own weights replaced by meta ones for the time."""
     weights = {

@@ -246,9 +246,12 @@ class Result:
             figure.suptitle(self.question, x=0.01, ha="left", fontweight="bold", wrap=True)
             if self.shown:
                 self._bars(axes[0])
-                if self.published:
+                if self.published or self.net or self.data:
                     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower left")
+            # Colours of bars say who measured, those of lines what: no colour does both.
+            bars = len({row.source for row in (*self.rows, *self.published)}) if self.shown else 0
             for panel, axis in zip(panels, axes[bool(self.shown) :], strict=True):
+                axis.set_prop_cycle(color=COLOURS[bars:] + COLOURS[:bars])
                 for name, points in panel.lines.items():
                     marker = "o" if len(points) <= 30 else ""
                     axis.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3.5)
@@ -278,7 +281,8 @@ class Result:
             drawn = [(row.name, value) for row in rows if isinstance(value := row.values[at], int | float)]
             thick = 0.8 / len(sources)
             places = [names.index(name) + (number - (len(sources) - 1) / 2) * thick for name, _ in drawn]
-            bars = axis.barh(places, [value for _, value in drawn], 0.9 * thick, label=source or "measured here")
+            here = "; ".join(part for part in ("measured here", self.net, self.data) if part)
+            bars = axis.barh(places, [value for _, value in drawn], 0.9 * thick, label=source or here)
             axis.bar_label(bars, [self.columns[at].text(value) for _, value in drawn], padding=2, fontsize=8)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()

@@ -26,7 +26,18 @@ from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN, Head
 from fullyconv.presets import PRESETS, finest
 from fullyconv.studies.base import Column, Panel, Result, Row, Value
-from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn
+from fullyconv.studies.trials import (
+    Clock,
+    Learnt,
+    Part,
+    Setup,
+    Tell,
+    Variant,
+    classes_of,
+    history,
+    learn,
+    settings_of,
+)
 from fullyconv.tiling import heads_of
 
 BANDS = (0, 2, 4, 8, 16, 32)
@@ -217,13 +228,14 @@ def run(
         DatasetError, ImageError, TrainingError: see `fullyconv.training.train`.
     """
     clock = Clock()
+    runs: list[Learnt] = []
     if model is None:
         name = finest(setup.net)
         config = PRESETS[name](
             setup.net, classes_of(setup), weights=setup.starting_weights(on_event), input=setup.known
         )
-        (learnt,) = learn(setup, [Variant(name, [Part(name, config)])], on_event)
-        net, described = learnt.model(), f"{name} on {setup.net_described()}, {learnt.seconds / 60:.1f} minutes"
+        runs = learn(setup, [Variant(name, [Part(name, config)])], on_event)
+        net, described = runs[0].model(), f"{name} on {setup.net_described()}"
         pictures = setup.open(split)
     else:
         net = checkpoint.load(model)
@@ -263,7 +275,9 @@ def run(
         for skip, one in zip(skips, found, strict=True):
             points = [(x, 100 * value(one, band)) for band, x in enumerate(middles)]
             lines[skip] = [(x, y) for x, y in points if y == y]
-        return Panel("distance from a label boundary, pixels", what, lines, logarithmic=True)
+        return Panel(
+            "distance from a label boundary, pixels; the last point: all beyond", what, lines, logarithmic=True
+        )
 
     panels = [
         panel("labels changed without the skip, %", Contribution.share),
@@ -278,14 +292,15 @@ def run(
         "gains grow smaller with each skip (CVPR, section 4.2). What each skip changes is not given.",
         data=setup.described(pictures),
         net=described,
-        minutes=clock.minutes,
+        minutes=clock.minutes_of(runs),
         seed=setup.seed if model is None else None,
         notes=[
-            *(setup.notes if model is None else ()),
+            *history(runs[0].folder if model is None else model),
             "Changed: pixels whose label is another when the scores of this skip alone are left out.",
             "IU gained: what the net scores less what it scores then; the mean over classes, or the class's own.",
             "The shares of several skips do not add up, since one pixel may need two of them.",
             "A boundary is where a pixel has another label above, below, left or right of it, void among them.",
         ],
         panels=panels,
+        settings=settings_of(runs[0]) if runs else {},
     )

@@ -39,7 +39,21 @@ from fullyconv.sampling import View, evenly
 from fullyconv.stitching import shift_and_stitch
 from fullyconv.studies.base import Column, Result, Row, Value
 from fullyconv.studies.timing import in_turns
-from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn, slug
+from fullyconv.studies.trials import (
+    Clock,
+    Learnt,
+    Part,
+    Setup,
+    Tell,
+    Variant,
+    classes_of,
+    history,
+    learn,
+    learning,
+    outcome,
+    settings_of,
+    slug,
+)
 from fullyconv.tiling import heads_of
 from fullyconv.training import train
 from fullyconv.upsample import Upsample
@@ -274,7 +288,7 @@ def run(
 
     Without ``model`` three nets learn with equal budgets: the coarsest one, which the three ways then make denser as it
     is; the same trunk with strides taken out (dilated) before it learns, with one score layer at its end; and one with
-    skips at the same stride.
+    skips at the same stride. None has a context block, so that scores of the first two see equally far.
 
     Args:
         setup: data, and net and budget.
@@ -292,17 +306,19 @@ def run(
     """
     clock = Clock()
     learnt: dict[str, FCN] = {}
+    before: list[str] = []
+    runs: list[Learnt] = []
     if model is None:
         _refuse_several(classes_of(setup), "the data has labels for the heads")
         coarse, _, fine = setup.strides(3)
-        net, *rest = _learn(setup, coarse, fine, on_event)
+        (net, *rest), runs = _learn(setup, coarse, fine, on_event)
         learnt = dict(zip((f"dilation to {fine}, learnt", f"skips to {fine}, learnt"), rest, strict=True))
         described = f"{coarse}s on {setup.net_described()}"
         opened = setup.open(split)
     else:
         net = checkpoint.load(model)
         only_head(net)
-        described = Path(model).name
+        described, before = Path(model).name, history(model)
         opened = setup.open(split, checkpoint.provenance(model).get("inputs", ["color"]))
         check_heads({n: h.classes for n, h in heads_of(net).items()}, opened.classes, where=f"{model}: heads")
     some = View(opened, evenly(len(opened), pictures), remember=True)
@@ -334,17 +350,18 @@ def run(
     )
     measured = (
         f"Time and memory are of one picture of {height}x{width} in float32, from picture to labels: medians of "
-        f"{rounds} rounds in which the ways take turns, and the tensors that live at a time beside the weights. "
+        f"{rounds} rounds in which the ways take turns, on {torch.get_num_threads()} threads, and the tensors that "
+        "live at a time beside the weights. "
         "Shift-and-stitch finds out anew for each picture where its cells lie, which takes part of its time."
     )
-    notes = [equal, measured]
+    notes = [equal, measured, *before]
     if learnt:
-        notes += setup.notes
         budget = "steps" if setup.minutes is None else "minutes"
         notes.append(
             "The rows without 'learnt' are one net, which learnt at its coarse stride; the dilated net and that with "
             f"skips had as many {budget} each, from the same classifier. A step of the dilated net costs more time."
         )
+        notes.append(learning(runs[0]))
     return Result(
         study="dense",
         question="How are dense scores had, and what do they cost?",
@@ -360,11 +377,14 @@ def run(
         paper=PAPER,
         data=setup.described(some, of=len(opened)),
         net=described,
-        minutes=clock.minutes,
+        minutes=clock.minutes_of(runs),
         seed=setup.seed if model is None else None,
         notes=notes,
         shown="mean IU",
-        settings={"agreement": {"difference": same.difference, "cells": same.cells, "share": same.share}},
+        settings={
+            "agreement": {"difference": same.difference, "cells": same.cells, "share": same.share},
+            **(settings_of(runs[0]) if runs else {}),
+        },
     )
 
 
@@ -378,28 +398,24 @@ def _whole(name: str, model: FCN) -> Way:
     return Way(name, int(one.grid.stride), 1, model, scores, one.pixels)
 
 
-def _learn(setup: Setup, coarse: int, fine: int, tell: Tell) -> tuple[FCN, FCN, FCN]:
-    """The coarse net, the dilated one and that with skips, of equal budgets."""
+def _learn(setup: Setup, coarse: int, fine: int, tell: Tell) -> tuple[tuple[FCN, FCN, FCN], list[Learnt]]:
+    """The coarse net, the dilated one and that with skips, of equal budgets, and their runs."""
     classes, weights = classes_of(setup), setup.starting_weights(tell)
     minutes = None if setup.minutes is None else setup.minutes * 2 / 3
 
     def part(stride: int) -> Part:
-        return Part(f"{stride}s", fcn(stride, setup.net, classes, weights=weights, input=setup.known))
+        return Part(f"{stride}s", fcn(stride, setup.net, classes, weights=weights, input=setup.known, context=0))
 
     variants = [Variant(f"{coarse}s", [part(coarse)]), Variant(f"{fine}s with skips", [part(fine)])]
     plain, skips = learn(replace(setup, minutes=minutes), variants, tell)
     trunk = rarefy(backbones.backbone(setup.net, weights=weights, input=setup.known).net, stride=fine)
     like = Recipe.read(plain.folder / "recipe.json").stages[0]
     # The module has its weights already.
-    dilated = fcn(fine, trunk, classes, weights=None, input=setup.known, context=_context(like.model.heads))
+    dilated = fcn(fine, trunk, classes, weights=None, input=setup.known, context=0)
     stage = like.model_copy(update={"name": "dilated", "model": dilated})
     name = f"{fine}s dilated"
     tell(Said(name))
     recipe = Recipe(name=slug(name), stages=(stage,))
     out = setup.out / "nets" / slug(name)
-    return plain.model(), train(recipe, out=out, resume=True, on_event=tell, check=False, backbone=trunk), skips.model()
-
-
-def _context(heads: Any) -> int:
-    """Channels of the block before the coarsest scores."""
-    return int(next(iter(heads.values())).skips[0].context)
+    model = train(recipe, out=out, resume=True, on_event=tell, check=False, backbone=trunk)
+    return (plain.model(), model, skips.model()), [plain, outcome(name, out), skips]

@@ -18,7 +18,7 @@ from fullyconv.presets import fcn, late_fusion
 from fullyconv.sampling import evenly
 from fullyconv.studies.altered import Altered
 from fullyconv.studies.base import SCORES, Column, Result, Row
-from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, learn, ordering
+from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, learn, learning, ordering, settings_of
 
 SPREAD = 58.0
 """Of the colours of a picture, 0..255."""
@@ -153,7 +153,6 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
     learnt = learn(setup, variants, on_event)
     rows = [one.row() for one in learnt]
     notes = [
-        *setup.notes,
         ordering(
             rows,
             ["HHA", "colour", "colour and depth, early", "colour and HHA, late"],
@@ -161,6 +160,7 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
             "budgets are equal and short here, so late fusion has a third for each stream and one for both",
         ),
         "All nets start from the weights of a classifier of colours; depth gets the mean of its first filters.",
+        learning(learnt[0]),
     ]
     if kind == "scenes":
         notes.append(
@@ -183,4 +183,5 @@ def run(setup: Setup, *, on_event: Tell = _quiet) -> Result:
         seed=setup.seed,
         notes=notes,
         shown="mean IU",
+        settings=settings_of(learnt[0]),
     )

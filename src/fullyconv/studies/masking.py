@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from fullyconv.checkpoint import read_json
 from fullyconv.config import InputConfig
 from fullyconv.datasets import Sample, SegmentationDataset, dataset
 from fullyconv.errors import ConfigError
@@ -18,9 +20,21 @@ from fullyconv.lookup import lookup
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
 from fullyconv.presets import fcn
+from fullyconv.records import write_json, writing
 from fullyconv.studies.altered import Altered
 from fullyconv.studies.base import Column, Result, Row
-from fullyconv.studies.trials import Clock, Part, Setup, Tell, Variant, classes_of, learn, ordering
+from fullyconv.studies.trials import (
+    Clock,
+    Part,
+    Setup,
+    Tell,
+    Variant,
+    classes_of,
+    learn,
+    learning,
+    ordering,
+    settings_of,
+)
 
 Kept = Literal["all", "foreground", "background", "shape"]
 """What is left of a picture."""
@@ -123,6 +137,24 @@ def foreground_iu(matrix: ConfusionMatrix, background: Sequence[str]) -> tuple[f
     return 100 * float(alone.iu[there].mean()), 100 * float(matrix.iu[there].mean())
 
 
+def _agree(folder: Path, background: Sequence[str]) -> None:
+    """Write down what is background, or refuse nets that have learnt with another, since their recipes do not say.
+
+    Raises:
+        ConfigError: the nets in the folder learnt with another background, or it cannot be written to.
+    """
+    path, settings = folder / "masking.json", {"background": sorted(background)}
+    if path.exists() and (before := read_json(path)) != settings:
+        raise ConfigError(
+            f"{folder}: its nets have learnt with --background {','.join(before.get('background', ()))}, got "
+            f"{','.join(settings['background'])}; name the same, or choose another --out",
+            where="background",
+        )
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+
+
 def _quiet(event: Event) -> None: ...
 
 
@@ -136,13 +168,13 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
 
     Raises:
         UnknownName: the data has no class of that name.
-        ConfigError: no class is left as foreground, or a folder holds other runs.
+        ConfigError: no class is left as foreground, or a folder holds other runs, or runs with another background.
         DatasetError, TrainingError: see `fullyconv.training.train`.
     """
     clock = Clock()
     val = setup.open("val")
     table = next(iter(val.classes.values()))
-    behind = [table.names[0]] if background is None else list(background)
+    behind = [table.names[0]] if background is None else list(dict.fromkeys(background))
     channels = {name: channel for channel, name in enumerate(table.names)}
     behind_channels = tuple(lookup("class", name, channels) for name in behind)
     if len(behind_channels) >= len(table):
@@ -151,6 +183,7 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
             where="background",
         )
     mask = mask_colour(setup.known)
+    _agree(setup.out / "nets", behind)
 
     def opener(kept: Kept) -> Any:
         def open_masked(
@@ -168,7 +201,9 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
         "BG-only": "background",
         "Shape": "shape",
     }
-    variants = [Variant(name, [Part(f"{coarse}s", model)], opener(kept)) for name, kept in trained.items()]
+    # Pictures are masked before they are changed, and jittered colours would change the mask's, too.
+    steady = {"jitter": 0.0}
+    variants = [Variant(name, [Part(f"{coarse}s", model, data=steady)], opener(kept)) for name, kept in trained.items()]
     learnt = {one.name: one for one in learn(setup, variants, on_event)}
     reference = learnt["Reference"].model()
     tests: dict[str, tuple[FCN, Kept, Kept]] = {
@@ -204,7 +239,6 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
         minutes=clock.minutes_of(list(learnt.values())),
         seed=setup.seed,
         notes=[
-            *setup.notes,
             ordering(
                 rows,
                 ["Reference-BG", "Shape", "BG-only", "FG-only", "Reference-FG", "Reference"],
@@ -217,7 +251,8 @@ def run(setup: Setup, *, background: Sequence[str] | None = None, on_event: Tell
             "The mask has the colour that becomes 0 in the net. Void pixels have it too.",
             "Where shape alone is left, the foreground is white.",
             "Labels mask the pictures that are scored as well: a row says what a cue holds, not how to find it.",
+            learning(learnt["Reference"]),
         ],
         shown="mean IU of the foreground's pixels",
-        settings={"background": behind, "mask_rgb": list(mask)},
+        settings={"background": behind, "mask_rgb": list(mask), **settings_of(learnt["Reference"])},
     )

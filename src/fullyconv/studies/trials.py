@@ -16,6 +16,8 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fullyconv import backbones, checkpoint
 from fullyconv.config import INPUTS, DataConfig, FitConfig, InputConfig, ModelConfig, Recipe, Stage
 from fullyconv.datasets import SegmentationDataset, dataset
@@ -45,6 +47,8 @@ learns in a few hundred steps: FCN-16s on SqueezeNet 1.0, 250 steps on CamVid, h
 NEAR = 1.0
 """Points of mean IU, between which one seed does not tell."""
 NEVER = 1_000_000_000
+UNALTERED: Mapping[str, Any] = {"scale": (1.0, 1.0), "mirror": False, "jitter": 0.0}
+"""Settings of `DataConfig` for pictures as they are, which is what the papers learn from."""
 
 
 @dataclass(frozen=True)
@@ -142,16 +146,12 @@ class Setup:
 
     def described(self, scored: SegmentationDataset, *, of: int = 0) -> str:
         """The data in words; ``of`` how many pictures, where not all were scored."""
+        height, width = scored[0].image.shape[:2]
         kind, root = self.source
         demonstration = "generated scenes (to see it work; --data and a longer budget give numbers that mean something)"
         name = demonstration if kind == "scenes" else f"{Path(root).resolve().name} ({kind})"
         drawn = f"{len(scored)} of the {of}" if of > len(scored) else f"the {len(scored)}"
-        return f"{name}, scored on {drawn} pictures of {scored.split} at native size"
-
-    @property
-    def notes(self) -> list[str]:
-        """What is to be known of how all nets learn."""
-        return [] if self.weights is None else [f"The backbone, which starts from weights, has {TRUNK:g} of the rate."]
+        return f"{name}, scored on {drawn} pictures of {scored.split} at native size, the first {width}x{height}"
 
     def net_described(self) -> str:
         """The net in words, with what it started from."""
@@ -174,6 +174,7 @@ class Part:
         start: as of `Stage`.
         inputs: what a picture is made of.
         fit: settings of `FitConfig` that differ from its defaults.
+        data: the same of `DataConfig`; a crop that the user names comes before one named here.
     """
 
     name: str
@@ -181,6 +182,7 @@ class Part:
     start: str | Mapping[str, str] = "previous"
     inputs: tuple[str, ...] = ("color",)
     fit: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,8 @@ class Learnt:
     Attributes:
         name: of the variant.
         folder: its run, which `fullyconv.load` reads.
+        recipe: of the run, resolved.
+        pictures: that were learnt from.
         scores: of the first head, as `ConfusionMatrix.as_dict` gives them.
         log: (step, seconds of training so far, loss per pixel) after each step of its last stage.
         steps: that all its stages took.
@@ -215,6 +219,8 @@ class Learnt:
 
     name: str
     folder: Path
+    recipe: Recipe
+    pictures: int
     scores: Mapping[str, Any]
     log: Sequence[tuple[int, float, float]]
     steps: int
@@ -255,7 +261,8 @@ def learn(setup: Setup, variants: Sequence[Variant], tell: Tell) -> list[Learnt]
             trunk = 1.0 if setup.weights is None else TRUNK
             shared = {"batch": setup.batch, "seed": setup.seed, "device": setup.device, "backbone_lr": trunk}
             once = {"evaluate_every": NEVER, "val_pictures": NEVER}
-            data = {"root": root, "name": kind, "inputs": part.inputs, "crop": setup.crop}
+            crop = part.data.get("crop") if setup.crop is None else setup.crop
+            data = {**part.data, "root": root, "name": kind, "inputs": part.inputs, "crop": crop}
             stages.append(
                 Stage(
                     name=part.name,
@@ -269,11 +276,14 @@ def learn(setup: Setup, variants: Sequence[Variant], tell: Tell) -> list[Learnt]
         tell(Said(f"{variant.name}: {number + 1} of {len(variants)}"))
         recipe = Recipe(name=slug(variant.name), stages=tuple(stages))
         train(recipe, out=folder, resume=True, on_event=tell, check=number == 0, open_data=variant.open_data)
-        done.append(_learnt(variant.name, folder, recipe))
+        done.append(outcome(variant.name, folder))
     return done
 
 
-def _learnt(name: str, folder: Path, recipe: Recipe) -> Learnt:
+def outcome(name: str, folder: Path) -> Learnt:
+    """What became of a run that is done."""
+    recipe, stages = Recipe.read(folder / "recipe.json"), checkpoint.read_json(folder / "run.json")["stages"]
+    pictures = len(stages[recipe.stages[-1].name]["pictures"]["train"])
     results = checkpoint.read_json(folder / "results.json")
     heads = results.get("heads", {"": results})
     # A run that was killed and resumed has some steps twice; the later ones count.
@@ -286,7 +296,54 @@ def _learnt(name: str, folder: Path, recipe: Recipe) -> Learnt:
             seconds += event["seconds"]
             log.append((step, seconds, event["loss"]))
     total = sum(event["seconds"] for event in steps.values())
-    return Learnt(name, folder, next(iter(heads.values())), log, len(steps), total)
+    return Learnt(name, folder, recipe, pictures, next(iter(heads.values())), log, len(steps), total)
+
+
+def learning(one: Learnt, *, of: str = "all") -> str:
+    """How a net learnt, in a sentence or two, for those who would compare it with the papers'.
+
+    Args:
+        one: the net.
+        of: whom it is said of.
+    """
+    stage = one.recipe.stages[-1]
+    fit, data, starts = stage.fit, stage.data, stage.model.weights is not None
+    optimizer = "AdamW" if fit.optimizer == "adamw" else f"sgd with momentum {fit.momentum:g}"
+    crop = "whole" if data.crop in (None, "whole") else "crops of {}x{}".format(*data.crop)
+    changed = [
+        "no size is changed" if data.scale == (1, 1) else f"sizes {data.scale[0]:g} to {data.scale[1]:g}",
+        "mirrored" if data.mirror else "not mirrored",
+        f"colours jittered by {data.jitter:g}" if data.jitter else "colours as they are",
+    ]
+    course = f"{fit.schedule}{f' after a rise over {fit.warmup} steps' if fit.warmup else ''}"
+    backbone = f", {fit.backbone_lr:g} of it for the backbone, which starts from weights" if starts else ""
+    scored = f"the mean of weights, {fit.ema:g}, is scored" if fit.ema else "the last weights are scored"
+    threads = torch.get_num_threads()
+    return (
+        f"How {of} learnt: {one.pictures} pictures of {data.train}, {fit.pictures * fit.accumulate} a step, {crop}, "
+        f"{', '.join(changed)}; {optimizer}, rate {fit.lr:.2g} ({course}){backbone}; {scored}; "
+        f"{threads} {'thread' if threads == 1 else 'threads'}. The papers: sgd at a fixed rate, whole pictures as they "
+        "are."
+    )
+
+
+def history(model: Path) -> list[str]:
+    """How a model that somebody has trained learnt, for the notes; nothing where it is in no run that is done."""
+    if not all((model / name).is_file() for name in ("recipe.json", "run.json", "results.json")):
+        return ["How this net learnt is not known: its folder is not that of a run."]
+    one = outcome(model.name, model)
+    fit, weights = one.recipe.stages[-1].fit, one.recipe.stages[0].model.weights
+    start = "random weights" if weights is None else f"weights {Path(weights).name}"
+    return [
+        f"The net had {one.steps:,} steps in {one.seconds / 60:.1f} minutes, seed {fit.seed}, from {start}.",
+        learning(one, of="it"),
+    ]
+
+
+def settings_of(one: Learnt) -> dict[str, Any]:
+    """The same in full, as plain data."""
+    stage = one.recipe.stages[-1].model_dump(mode="json")
+    return {"fit": stage["fit"], "data": {**stage["data"], "root": Path(stage["data"]["root"]).name}}
 
 
 def dealt(steps: int, parts: int) -> list[int]:
