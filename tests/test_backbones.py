@@ -24,12 +24,13 @@ from fullyconv import backbones
 from fullyconv.backbones import BACKBONES, PAD, Backbone, Spec, backbone, describe
 from fullyconv.building import build
 from fullyconv.config import INPUTS, Geometry, HeadConfig, InputConfig, ModelConfig, SkipConfig
-from fullyconv.errors import CheckpointError, ConfigError, SurgeryError, UnknownName
+from fullyconv.errors import AlignmentError, CheckpointError, ConfigError, SurgeryError, UnknownName
 from fullyconv.explanation import explain
 from fullyconv.geometry import Grid
 from fullyconv.model import FCN, Preprocess
-from fullyconv.presets import fcn8s, fcn16s, fcn32s
+from fullyconv.presets import fcn, fcn8s, fcn16s, fcn32s
 from fullyconv.surgery import plan
+from fullyconv.tiling import tiled
 from fullyconv.weights import read_weights, write_weights
 
 
@@ -629,3 +630,117 @@ def test_a_converted_file_tells_its_preprocessing(tmp_path: Path) -> None:
         for file, input in (("told", None), ("silent", None), ("told", INPUTS["unit"]))
     )
     assert [made.inputs[0] for made in (told, silent, given)] == [INPUTS["caffe"], INPUTS["imagenet"], INPUTS["unit"]]
+
+
+# --- Nets whose maps lie elsewhere at other sizes, and settings that were not used ------------------------------------
+
+
+class Moving(nn.Module):
+    def __init__(self, how: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(3, 8, 3, 2, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self.conv, x)
+
+
+def _padded(conv: nn.Module, x: Tensor) -> Tensor:
+    down, across = -x.shape[2] % 64, -x.shape[3] % 64
+    return conv(F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2)))
+
+
+def _cropped(conv: nn.Module, x: Tensor) -> Tensor:
+    y = conv(x)
+    return y[..., y.shape[2] // 4 : y.shape[2] - y.shape[2] // 4, y.shape[3] // 4 : y.shape[3] - y.shape[3] // 4]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        _padded,
+        _cropped,
+        lambda conv, x: F.interpolate(conv(x), size=(112, 112)),
+        lambda conv, x: F.avg_pool2d(conv(x), x.shape[-1] // 8),
+    ],
+    ids=["padded", "cropped", "resized", "pooled"],
+)
+def test_maps_that_lie_elsewhere_on_larger_pictures_are_refused(how: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    with pytest.raises(SurgeryError, match=r"Moving.* on pictures of \d+x\d+"):
+        backbone(Moving(how))
+    assert backbone(Moving(lambda conv, x: conv(x))).taps["stride2"].grid == Grid().conv(3, stride=2, padding=1)
+
+
+def test_the_smallest_picture_of_a_net_that_reflects_far_is_found() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=12, dilation=12, padding_mode="reflect"))
+    made = backbone(net)
+    assert made.minimum == 26  # 13 cells, one more than are reflected
+    model = build(fcn(2, made, classes=3), backbone=made).eval()
+    for size in ((1, 1), (20, 300)):
+        assert model(torch.zeros(1, 3, *size))["out"].shape == (1, 3, *size)
+
+
+def test_tiles_are_as_large_as_a_reflection_needs() -> None:
+    net = nn.Sequential(nn.ReflectionPad2d(40), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1)).double()
+    model = build(fcn(2, made := backbone(net), classes=3), backbone=made).double().eval()
+    nn.init.normal_(model.heads["out"].score["stride2"][-1].weight)
+    picture = 255 * torch.rand(1, 3, 150, 170, dtype=torch.float64)
+    with torch.no_grad():
+        whole, tiles = model.score_maps(picture)["out"], tiled(model, picture, tile=16)["out"]
+    assert torch.allclose(whole, tiles, rtol=1e-10, atol=1e-9)
+
+
+def test_settings_that_a_given_backbone_was_not_made_with_are_refused() -> None:
+    plain, wide = backbone("tinyvgg"), backbone("tinyvgg", geometry="pad100")
+    for made, geometry in ((plain, "pad100"), (wide, "same")):
+        with pytest.raises(
+            ConfigError, match=f"geometry: got '{geometry}', and the backbone that is given was made in"
+        ):
+            build(fcn8s(made, classes=3, geometry=geometry), backbone=made)
+    assert build(fcn8s(wide, classes=3, geometry="pad100"), backbone=wide).backbone.border == wide.border
+    with pytest.raises(ConfigError, match="input: another than that of the backbone that is given"):
+        build(fcn8s(plain, classes=3, input=INPUTS["caffe"]), backbone=plain)
+    with pytest.raises(ConfigError, match="pools: got 'convolution', and the backbone that is given has pools"):
+        backbone(plain, pools="convolution")
+    with pytest.raises(ConfigError, match=r"weights x\.pth: a net that is given keeps its own"):
+        build(fcn8s(plain, classes=3, weights="x.pth"), backbone=plain)
+
+
+def test_choices_that_do_not_exist_or_do_not_apply_are_refused() -> None:
+    with pytest.raises(UnknownName, match="no geometry 'pad10'; did you mean 'pad100'"):
+        backbone("tinyvgg", geometry="pad10")  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="no pools 'conv'"):
+        backbone("tinyvgg", pools="conv")  # type: ignore[arg-type]
+    for net in ("tinyvgg", Moving(lambda conv, x: conv(x))):
+        with pytest.raises(ConfigError, match="taps: got x; "):
+            backbone(net, taps={"x": "features"})
+
+
+def test_a_backbone_keeps_no_second_copy_of_its_classifier() -> None:
+    net = torchvision.models.alexnet()
+    made = backbone(net, taps={"last": "features.12"})
+    assert made.plan is not None
+    assert made.plan.net is None
+    assert made.plan.name == "AlexNet"
+    with pytest.raises(SurgeryError, match="AlexNet: this plan was carried out"):
+        made.plan.apply()
+
+
+def test_maps_of_one_cell_and_strides_below_one_have_a_backbone() -> None:
+    made = backbone(timm.create_model("resnet18", features_only=True), image_size=32)
+    assert [int(tap.grid.stride) for tap in made.taps.values()] == [2, 4, 8, 16, 32]
+
+    class Finer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 8, 4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return (y := self.down(x)), self.up(y)
+
+    finer = backbone(Finer())
+    assert list(finer.taps) == ["stride2", "stride1_2"]
+    assert finer.taps["stride1_2"].grid.stride == Fraction(1, 2)
+    # A name that a head's layers can have, though no head upsamples to what is coarser.
+    config = ModelConfig(backbone="x", heads={"out": HeadConfig(classes=3, skips=(SkipConfig(tap="stride1_2"),))})
+    with pytest.raises(AlignmentError, match=r"the coarsest map lies at .*; expected a whole stride"):
+        build(config, backbone=finer)

@@ -638,3 +638,35 @@ def test_the_mean_over_pictures_is_the_plain_one(all_void: bool) -> None:
     torch.testing.assert_close(banded, plain)
     torch.testing.assert_close(slope, want)
     assert bool(slope.any()) is not all_void
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["fixed", "learned", "steps"])
+def test_no_pictures_give_no_labels_and_no_loss(kind: str, dtype: torch.dtype) -> None:
+    source = Grid().conv(8, stride=8)
+    made = {
+        "fixed": lambda: Upsample(source, Grid(), 5),
+        "learned": lambda: Upsample(source, Grid(), 5, kernel="learned"),
+        "steps": lambda: Steps(source, Grid(), 5),
+    }
+    upsample = made[kind]().to(dtype)
+    none = torch.zeros(0, 5, 4, 6, dtype=dtype, requires_grad=True)
+    loss = dense.cross_entropy(none, upsample, torch.zeros(0, 32, 48, dtype=torch.int64), void=255)
+    loss.backward()
+    assert loss == 0
+    with torch.no_grad():
+        assert dense.argmax(none, upsample, (32, 48)).shape == (0, 32, 48)
+        assert all(part.shape == (0, 32, 48) for part in dense.probability(none, upsample, (32, 48)))
+        assert dense.entropy(none, upsample, (32, 48)).shape == (0, 32, 48)
+        assert sum(band.shape[2] for band in dense.probabilities_bands(none, upsample, (32, 48))) == 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_labels_and_weights_of_others_are_refused_and_not_spread(dtype: torch.dtype) -> None:
+    upsample, scores = Upsample(Grid().conv(8, stride=8), Grid(), 5), torch.randn(2, 5, 4, 6, dtype=dtype)
+    labels = torch.zeros(2, 32, 48, dtype=torch.int64)
+    for wrong in (labels[:1], labels[0], labels.int()):
+        with pytest.raises(ValueError, match=r"labels: got .*; expected \(2, H, W\) torch\.int64, beside scores"):
+            dense.cross_entropy(scores, upsample, wrong, void=255)
+    with pytest.raises(ValueError, match=r"weights: got shape \(9,\); expected \(5,\), one for each class"):
+        dense.cross_entropy(scores, upsample, labels, void=255, weights=torch.ones(9))

@@ -136,7 +136,7 @@ NEIGHBOURS = {
     "__init__": {"errors"},
     "postconditions": {"tracing"},
     "operations": {"places"},
-    "locate": {"operations", "places"},
+    "locate": {"operations", "places", "tracing"},
     "surgery": {"locate", "places", "tracing", "edits", "postconditions"},
     "taps": {"locate", "places"},
     "parts": {"locate", "places", "taps"},

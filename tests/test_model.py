@@ -564,3 +564,22 @@ def test_interpolation_to_the_picture_refuses_crops_and_kernels() -> None:
         ModelConfig.parse(
             {"backbone": "vgg16", "align": "interpolate", "geometry": "pad100", "heads": {"out": HEAD | {"classes": 2}}}
         )
+
+
+def test_a_compiled_net_takes_pictures_of_all_sizes() -> None:
+    torch.manual_seed(0)
+    model = build(fcn8s("tinyvgg", classes=4, weights=None)).eval()
+    for parameter in model.heads.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        for size in ((64, 96), (80, 100), (65, 91), (33, 200), (1, 1)):
+            picture = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+            assert torch.equal(compiled(picture)["out"], model(picture)["out"])
+
+
+def test_a_picture_without_its_axes_is_refused_in_words() -> None:
+    model = build(fcn8s("tinyvgg", classes=4, weights=None)).eval()
+    with pytest.raises(ValueError, match=r"got a picture of shape \(3, 20, 30\); expected \(B, C, H, W\)"):
+        model(torch.zeros(3, 20, 30))

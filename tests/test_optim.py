@@ -12,8 +12,8 @@ from fullyconv.backbones import Streams, backbone
 from fullyconv.building import build
 from fullyconv.errors import ConfigError, UnknownName
 from fullyconv.model import FCN
-from fullyconv.optim import Average, class_weights, freeze, optimizer_of, param_groups, rate
-from fullyconv.presets import fcn
+from fullyconv.optim import Average, class_weights, freeze, freeze_unread, optimizer_of, param_groups, rate
+from fullyconv.presets import fcn, single_tap
 
 CPU = torch.device("cpu")
 
@@ -153,3 +153,16 @@ def test_rare_classes_weigh_more_within_limits() -> None:
     assert class_weights([100, 400, 1600, 0]).tolist() == [2.0, 1.0, 0.5, 1.0]
     assert class_weights([1, 10**6, 10**9]).tolist() == [4.0, 1.0, 0.5]
     assert class_weights([0, 0]).tolist() == [1.0, 1.0]
+
+
+def test_layers_that_no_head_reads_keep_their_weights() -> None:
+    model = build(single_tap("stride8", "resnet18", classes=3, weights=None))
+    every = build(fcn(8, "resnet18", classes=3, weights=None))
+    freeze_unread(every)
+    assert all(parameter.requires_grad for parameter in every.parameters())
+    freeze_unread(model)
+    learn = {name.split(".")[2] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = {name.split(".")[2] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert (learn, kept) == ({"conv1", "bn1", "layer1", "layer2", "score"}, {"layer3", "layer4"})
+    sum(scores.sum() for scores in model(torch.rand(1, 3, 64, 64)).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)

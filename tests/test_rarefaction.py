@@ -353,3 +353,17 @@ def test_a_dilated_average_pool_says_what_it_is() -> None:
         "DilatedAvgPool2d(kernel_size=(2, 2), stride=(1, 1), padding=(0, 0), dilation=(4, 4), beyond=(0, 0), "
         "count_include_pad=True)"
     )
+
+
+def test_a_reflection_is_checked_on_a_picture_that_is_large_enough() -> None:
+    net = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, 8, 3, stride=2, padding=1)).eval()
+    picture = torch.rand(1, 3, 40, 50)
+    assert torch.allclose(rarefy(net)(picture)[..., ::2, ::2], net(picture), atol=1e-6)
+
+
+def test_weights_that_are_computed_are_refused_in_one_line() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3, 2, 1)))
+    with pytest.raises(SurgeryError, match=r"Sequential cannot be copied: .*remove_weight_norm"):
+        rarefy(net)

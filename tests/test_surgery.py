@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -32,7 +33,7 @@ from user_nets import (
 )
 
 from fullyconv.backbones import BACKBONES
-from fullyconv.errors import SurgeryError
+from fullyconv.errors import SurgeryError, UnknownName
 from fullyconv.surgery import convolutionalize, plan
 from fullyconv.tracing import _recorded_pools, trace
 
@@ -425,3 +426,144 @@ def test_torchs_pool_is_its_own_again_whoever_traces_meanwhile() -> None:
     second.__exit__(None, None, None)
     assert F.avg_pool2d is own
     assert torch._C._nn.avg_pool2d is own
+
+
+# --- What the net of a user is like -----------------------------------------------------------------------------------
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm with its activation for a child, as timm's: it is no leaf of fx."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        mode = self.training
+        return self.act(F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, mode, 0.1))
+
+
+class Small(nn.Module):
+    """A classifier whose forward others change; its maps are 8x8 on a picture of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 2, 2), NormAct(8), nn.Conv2d(8, 8, 2, 2), nn.ReLU())
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pooled(x, self.trunk(x)))
+
+    def pooled(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.mean((2, 3))
+
+
+class Dropping(Small):
+    def pooled(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.dropout(y.mean((2, 3)), 0.5, self.training)
+
+
+class DroppingByName(Small):
+    def pooled(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.dropout2d(y, p=0.5, training=self.training).mean((2, 3))
+
+
+@pytest.mark.parametrize("make", [Dropping, DroppingByName])
+def test_what_differs_in_training_still_does_in_the_dense_net(make: type[Small]) -> None:
+    torch.manual_seed(0)
+    dense = convolutionalize(make().eval(), image_size=32)
+    picture = torch.rand(2, 3, 40, 48)
+    before = {name: value.clone() for name, value in dense.state_dict().items() if "running" in name}
+    assert torch.equal(dense(picture), dense(picture))
+    assert all(torch.equal(dense.state_dict()[name], value) for name, value in before.items())
+    dense.train()
+    assert not torch.equal(dense(picture), dense(picture))
+    assert before
+    assert not any(torch.equal(dense.state_dict()[name], value) for name, value in before.items())
+    assert torch.equal(dense.eval()(picture), dense(picture))
+    # A mode that a layer had, the copy has.
+    assert convolutionalize(make().train(), image_size=32).training
+    half = make().train()
+    half.trunk[1].eval()
+    copied = convolutionalize(half, image_size=32)
+    assert not copied.get_submodule("trunk.1").training
+    assert copied.get_submodule("trunk.3").training
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "regnetx_002"])
+def test_norms_of_timms_classifiers_learn(name: str) -> None:
+    torch.manual_seed(0)
+    dense = convolutionalize(timm.create_model(name).eval(), image_size=64).train()
+    before = {key: value.clone() for key, value in dense.state_dict().items() if "running_mean" in key}
+    dense(torch.rand(2, 3, 64, 64))
+    assert len(before) > 10
+    assert not any(torch.equal(dense.state_dict()[key], value) for key, value in before.items())
+
+
+SIZES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "the shape of the map": lambda x, y: y.sum((2, 3)) / (y.shape[2] * y.shape[3]),
+    "its sizes": lambda x, y: y.sum((2, 3)) / (y.size(2) * y.size(3)),
+    "its cells": lambda x, y: y.flatten(2).sum(-1) / y[0, 0].numel(),
+    "a power": lambda x, y: y.mean((2, 3)) * y.shape[2] ** 0.5,
+    "the picture's": lambda x, y: y.mean((2, 3)) / x.shape[-1],
+}
+
+
+@pytest.mark.parametrize("how", SIZES)
+def test_what_divides_by_a_size_is_refused_since_it_is_another_on_other_pictures(how: str) -> None:
+    torch.manual_seed(0)
+    net = Small().eval()
+    net.pooled = SIZES[how]  # type: ignore[method-assign]
+    with pytest.raises(SurgeryError, match="use the size of the map or of the picture"):
+        convolutionalize(net, image_size=32)
+    net.pooled = lambda x, y: y.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)  # type: ignore[method-assign]
+    dense, picture = convolutionalize(net, image_size=32), torch.rand(1, 3, 64, 64)
+    cell = dense(picture)[0, :, 8, 8]  # the last, which sees the last 32 pixels
+    assert torch.allclose(cell, net(picture[..., 32:, 32:])[0], atol=1e-5)
+
+
+class Branching(Small):
+    def forward(self, x: Tensor, features: bool = False, scale: float | None = None, *, times: int = 2) -> Tensor:
+        y = self.trunk(x).mean((2, 3))
+        if scale is not None:
+            y = y * scale
+        return y if features else self.fc(y) * times
+
+
+def test_a_forward_that_branches_on_its_defaults_is_traced_with_them() -> None:
+    torch.manual_seed(0)
+    net = Branching().eval()
+    dense, picture = convolutionalize(net, image_size=32), torch.rand(2, 3, 32, 32)
+    assert torch.allclose(dense(picture)[..., 0, 0], net(picture), atol=1e-5)
+    assert dense(torch.rand(1, 3, 64, 32)).shape == (1, 5, 9, 1)
+
+
+class Writing(Small):
+    """A forward that writes into itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)
+        self.register_buffer("seen", torch.zeros(()))
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.level, self.seen, self.last = self.level.to(x.device), self.seen + 1, x
+        return super().forward(x - self.level)
+
+
+def test_locating_and_tracing_leave_what_a_net_writes_down_in_itself() -> None:
+    net = Writing().train()
+    level = net.level
+    plan(net, image_size=32)
+    assert net.level is level
+    assert net.last is None
+    assert net.seen == 0
+    assert net.training
+    assert net.trunk[1].training
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_pool_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UnknownName, match="no pool 'dorp'; did you mean 'drop'"):
+        convolutionalize(Small(), image_size=32, pool="dorp")  # type: ignore[arg-type]

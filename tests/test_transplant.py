@@ -66,3 +66,13 @@ def test_transplant_takes_no_tensor_whose_entries_only_happen_to_be_as_many() ->
     assert transplant({"weight": torch.ones(6, 4, 1, 1)}, target).unexpected == ("weight",)
     assert transplant({"weight": torch.ones(24)}, target).unexpected == ("weight",)
     assert transplant({"weight": torch.ones(4, 6)}, target).reshaped == ("weight",)
+
+
+def test_weights_whose_axes_are_in_another_order_are_left_out() -> None:
+    target = nn.Conv2d(3, 64, 7, bias=False)
+    before = target.weight.clone()
+    done = transplant({"weight": torch.randn(64, 7, 7, 3)}, target)
+    assert done.unexpected == ("weight",)
+    assert torch.equal(target.weight, before)
+    assert transplant({"weight": torch.randn(64, 3 * 7 * 7)}, target).reshaped == ("weight",)
+    assert transplant({"weight": torch.randn(1, 64, 3, 7, 7)}, target).reshaped == ("weight",)

@@ -315,3 +315,10 @@ class HalfOfThePicture(nn.Module):
 def test_a_pool_whose_kernel_depends_on_the_picture_is_refused() -> None:
     with pytest.raises(SurgeryError, match=r"'max_pool2d' .*depends on the picture.*expected constants"):
         convolve_pools(HalfOfThePicture(), size=32)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_weights_that_are_computed_are_not_widened(norm: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(norm(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(SurgeryError, match="Conv2d that reads the picture are computed, as by weight norm"):
+        widen_input(net, 4)

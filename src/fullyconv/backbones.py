@@ -12,11 +12,11 @@ import functools
 import math
 import urllib.error
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.fx
@@ -304,17 +304,27 @@ def backbone(
         pools: "convolution" makes every pool a strided convolution, which starts as an average.
 
     Raises:
-        UnknownName: no such backbone.
+        UnknownName: no such backbone, geometry or pools.
         SurgeryError: the classifier cannot be made fully convolutional; says where and why.
-        ConfigError: the published weights cannot be had.
+        ConfigError: the published weights cannot be had; or a setting is not for such a net, or not what a `Backbone`
+            that is given was made with.
         CheckpointError: the file of weights does not fit.
 
     Example:
         >>> sorted(backbone("resnet18").taps)
         ['stride16', 'stride2', 'stride32', 'stride4', 'stride8']
     """
+    lookup("geometry", geometry, dict.fromkeys(get_args(Geometry)))
+    lookup("pools", pools, dict.fromkeys(("keep", "convolution")))
+    if taps and (isinstance(name, (str, Backbone))):
+        raise ConfigError(f"taps: got {', '.join(taps)}; they are named in classifiers of your own only", where="taps")
     if isinstance(name, nn.Module):
-        made = _from_object(name, input or INPUTS["imagenet"], image_size, taps or {}, geometry, pools)
+        if weights not in (None, "default"):
+            raise ConfigError(
+                f"weights {weights}: a net that is given keeps its own; load the file into it first, or name a net",
+                where="model.weights",
+            )
+        made = _from_object(name, input, image_size, taps or {}, geometry, pools)
     elif name.startswith("timm/"):
         made = _from_timm(name.removeprefix("timm/"), weights, input)
     else:
@@ -328,7 +338,7 @@ def backbone(
             transplant_all(_published(name, spec), made.net, f"the published weights of {name}", only=named)
         elif weights is not None:
             transplant_all(read_weights(weights), made.net, weights, only=named)
-    if made.plan is None and (geometry, pools) != ("same", "keep"):
+    if not isinstance(name, Backbone) and made.plan is None and (geometry, pools) != ("same", "keep"):
         raise ConfigError(f"{name}: gives maps and is taken as it is; geometry and pools are for classifiers")
     reads = sum(len(config.mean) for config in made.inputs)
     if not isinstance(name, nn.Module) and reads != CHANNELS:
@@ -361,7 +371,8 @@ def describe(name: str) -> Backbone:
     Raises:
         UnknownName, SurgeryError: as `backbone`.
     """
-    with torch.device("meta"):
+    # Kept for all callers, whatever mode the first of them is in.
+    with torch.inference_mode(False), torch.device("meta"):
         return backbone(name)
 
 
@@ -442,6 +453,10 @@ def _from_classifier(
     else:
         taps = {f"stride{stride}": node for stride, node in find_taps(dense, surgery.scores, located).items()}
     measured = {name: _measure(name, located[node], size) for name, node in taps.items()}
+    if verify:
+        for side in (size + surgery.alignment, 2 * size + surgery.alignment):
+            others = locate(dense, channels=channels, size=(side, side))
+            _refuse_moved(type(classifier).__name__, measured, [others[node] for node in taps.values()], size, side)
     trunk = cut(dense, list(taps.values()))
     inside = {node.name for node in trunk.graph.nodes}
     lacking = [
@@ -456,7 +471,8 @@ def _from_classifier(
     elif border is None and not _runs(trunk, channels, minimum):
         # A reflection needs more cells than one.
         minimum += bisect.bisect_left(range(minimum, size), True, key=lambda side: _runs(trunk, channels, side))
-    return Backbone(trunk, measured, input=input, minimum=minimum, plan=surgery, border=border)
+    # Without the classifier, a second copy of whose weights would be kept, and copied, with the backbone.
+    return Backbone(trunk, measured, input=input, minimum=minimum, plan=replace(surgery, net=None), border=border)
 
 
 def _node_of(dense: torch.fx.GraphModule, path: str) -> str:
@@ -518,22 +534,53 @@ def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int, c
     # A multiple of all strides, so that the number of cells tells how many the borders cost.
     size = -(-image_size // alignment) * alignment
     outputs = locate_outputs(net, channels=channels, size=(size, size))
-    plain = [f"stride{float(tap.grid.stride):g}" for tap in measured]
+    plain = [f"stride{tap.grid.stride}".replace("/", "_") for tap in measured]  # a name of modules has no point
     # Of several maps of one stride the last, which is the deepest, has the plain name.
     names = [f"{label}_{i}" if label in plain[i + 1 :] else label for i, label in enumerate(plain)]
     taps = {label: _measure(label, out, size) for label, out in zip(names, outputs, strict=True)}
-    if not _runs(net, channels, size + alignment):
-        raise SurgeryError(
-            f"{name}: it runs on pictures of {size}x{size} but not on larger ones, as nets with attention over a fixed "
-            "number of positions; expected a net for any size"
-        )
-    return Backbone(_Maps(net), taps, input=input, minimum=_smallest(net, channels, alignment))
+    for side in (size + alignment, 2 * size + alignment):
+        if not _runs(net, channels, side):
+            raise SurgeryError(
+                f"{name}: it runs on pictures of {size}x{size} but not on larger ones, as nets with attention over a "
+                "fixed number of positions; expected a net for any size"
+            )
+        _refuse_moved(name, taps, locate_outputs(net, channels=channels, size=(side, side)), size, side)
+    return Backbone(_Maps(net), taps, input=input, minimum=_smallest(net, channels, alignment, size))
 
 
-def _smallest(net: nn.Module, channels: int, alignment: int) -> int:
-    """The smallest multiple of the alignment at which a net runs, found by trying (nothing is computed)."""
-    sides = range(alignment, 8 * alignment, alignment)
-    return next((side for side in sides if _runs(net, channels, side)), 8 * alignment)
+def _refuse_moved(name: str, taps: Mapping[str, Tap], located: Sequence[Located], size: int, side: int) -> None:
+    """Refuse maps that lie elsewhere on a picture of another size, of which one place would be told for all sizes.
+
+    Args:
+        taps: as they lie on pictures of ``size``.
+        located: the same maps on pictures of ``side``, in order.
+
+    Raises:
+        SurgeryError: a map lies elsewhere, or has another channel count or border.
+    """
+    for (label, tap), out in zip(taps.items(), located, strict=True):
+        try:
+            there = _measure(label, out, side)
+        except SurgeryError as error:
+            raise SurgeryError(f"{name}, on pictures of {side}x{side}: {error}", path=label) from None
+        if there != tap:
+            raise SurgeryError(
+                f"{name}: the map '{label}' has stride {float(tap.grid.stride):g} and offset "
+                f"{float(tap.grid.offset):g} on pictures of {size}x{size}, and {float(there.grid.stride):g} and "
+                f"{float(there.grid.offset):g} on those of {side}x{side}, as where a picture is padded, cropped or "
+                "resized to a size inside the net; expected maps that lie alike on pictures of all sizes. Do that "
+                "before the net",
+                path=label,
+            )
+
+
+def _smallest(net: nn.Module, channels: int, alignment: int, size: int) -> int:
+    """The smallest multiple of the alignment at which a net runs, found by trying (nothing is computed).
+
+    Args:
+        size: a multiple at which it does.
+    """
+    return next(side for side in range(alignment, size + 1, alignment) if side == size or _runs(net, channels, side))
 
 
 def _runs(net: nn.Module, channels: int, side: int) -> bool:
@@ -560,21 +607,56 @@ class _Maps(nn.Module):
 
 def _from_object(
     net: nn.Module,
-    input: InputConfig,
+    input: InputConfig | None,
     image_size: int,
     taps: Mapping[str, str],
     geometry: Geometry,
     pools: Literal["keep", "convolution"],
 ) -> Backbone:
     if isinstance(net, Backbone):
+        _refuse_others(net, input, geometry, pools)
         return net
+    input = input or INPUTS["imagenet"]
     channels = len(input.mean)
     outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))
-    if all(len(out.shape) == 4 and out.shape[2] > 1 for out in outputs):
+    rows = [out.shape[2] if len(out.shape) == 4 else 0 for out in outputs]
+    # Of several maps the coarsest may have one cell; a single one of one cell is a classifier's vector.
+    if min(rows, default=2) > 1 or (min(rows) == 1 and max(rows) > 1):
+        if taps:
+            raise ConfigError(
+                f"taps: got {', '.join(taps)}; {type(net).__name__} returns maps, which are taken as they are",
+                where="taps",
+            )
         return _from_maps(net, type(net).__name__, input, image_size, channels)
     return _from_classifier(
         net, taps, image_size, input, geometry=geometry, pools=pools, channels=channels, verify=True
     )
+
+
+def _refuse_others(
+    made: Backbone, input: InputConfig | None, geometry: Geometry, pools: Literal["keep", "convolution"]
+) -> None:
+    """Refuse settings that a backbone was not made with, since it is taken as it is and a config would tell of others.
+
+    Raises:
+        ConfigError: the geometry, the preprocessing or the pools are others.
+    """
+    own: Geometry = "same" if made.border is None else "pad100"
+    if geometry != own:
+        raise ConfigError(
+            f"geometry: got '{geometry}', and the backbone that is given was made in '{own}'; name that",
+            where="model.geometry",
+        )
+    if input is not None and (input,) != made.inputs:
+        raise ConfigError(
+            "input: another than that of the backbone that is given; name none, or make the backbone with it",
+            where="model.input",
+        )
+    if pools == "convolution" and any(isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)) for module in made.modules()):
+        raise ConfigError(
+            "pools: got 'convolution', and the backbone that is given has pools; make it with pools='convolution'",
+            where="model.pools",
+        )
 
 
 class _EmptyOnMeta(TorchFunctionMode):

@@ -181,7 +181,7 @@ def probabilities_bands(
         return
     coarse = _rows_first(scores)
     if rows is None:
-        rows = max(1, (1 << 20) // (coarse.shape[1] * coarse.shape[2] * size[1]))
+        rows = max(1, (1 << 20) // max(1, coarse.shape[1] * coarse.shape[2] * size[1]))
     down, across = _cut(coarse, upsample, size, (rows, 128))
 
     def compute(band: _Strip) -> Tensor:
@@ -214,7 +214,11 @@ def cross_entropy(
 
     Returns:
         scalar, 0 or more, best 0. It can be differentiated once.
+
+    Raises:
+        ValueError: labels or weights of another shape or type.
     """
+    _refuse_misfit(scores, labels, weights)
     if reduction == "image":
         # A picture of nothing but void is left out of the mean, as in `fullyconv.losses`.
         means = [
@@ -233,6 +237,18 @@ def cross_entropy(
         return losses.reduce(total, count.sum(), reduction)
     total, count = _CrossEntropy.apply(scores, upsample, labels, void, weights, block)
     return losses.reduce(total, count, reduction)
+
+
+def _refuse_misfit(scores: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+    """Refuse labels and weights that would be spread over pictures or classes that they are not of."""
+    pictures, classes = scores.shape[:2]
+    if labels.dtype != torch.int64 or labels.dim() != 3 or len(labels) != pictures:
+        raise ValueError(
+            f"labels: got {tuple(labels.shape)} {labels.dtype}; expected ({pictures}, H, W) torch.int64, beside scores "
+            f"{tuple(scores.shape)}"
+        )
+    if weights is not None and weights.shape != (classes,):
+        raise ValueError(f"weights: got shape {tuple(weights.shape)}; expected ({classes},), one for each class")
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -353,7 +369,7 @@ class _Strip(NamedTuple):
 
     def spread_down(self, coarse: Tensor) -> Tensor:
         """(h, B, K, C) -> (R, B, K, C)."""
-        return (self.shares @ coarse[self.cells].flatten(1)).view(-1, *coarse.shape[1:])
+        return (self.shares @ coarse[self.cells].flatten(1)).view(len(self.shares), *coarse.shape[1:])
 
     def gather_down(self, slope: Tensor, coarse_slope: Tensor) -> None:
         """Add the gradient of what `spread_down` gave to that of what it took."""
@@ -361,11 +377,11 @@ class _Strip(NamedTuple):
 
     def spread_across(self, coarse: Tensor) -> Tensor:
         """(R, B, K, w) -> (R, B, K, C)."""
-        return (coarse.flatten(0, 2)[:, self.cells] @ self.shares.T).view(*coarse.shape[:3], -1)
+        return (coarse.flatten(0, 2)[:, self.cells] @ self.shares.T).view(*coarse.shape[:3], len(self.shares))
 
     def gather_across(self, slope: Tensor) -> Tensor:
         """The gradient of what `spread_across` took, at `cells`, from that of what it gave."""
-        return (slope.flatten(0, 2) @ self.shares).view(*slope.shape[:3], -1)
+        return (slope.flatten(0, 2) @ self.shares).view(*slope.shape[:3], self.shares.shape[1])
 
 
 def _reduced(
@@ -417,7 +433,7 @@ def _learned_cut(scores: Tensor, upsample: Upsampling, size: Size, rows: int | N
         yield _Band(slice(0, height), slice(0, cells), 0)
         return
     factor = int(upsample.factor)
-    rows = rows or max(factor, (1 << 22) // (pictures * classes * width))
+    rows = rows or max(factor, (1 << 22) // max(1, pictures * classes * width))
     for start in range(0, height, rows):
         stop = min(start + rows, height)
         touched = upsample.matrix(cells, height, start=start, stop=stop).any(0).nonzero()
@@ -438,7 +454,7 @@ def _bilinear_bands(scores: Tensor, taps: tuple[native.Taps, native.Taps]) -> It
     """(B, K, R, W) each: sum by sum as the native kernel does it, so that NaN and infinity stay where they belong."""
     rows, columns = taps
     coarse = scores.detach() if scores.dtype == torch.float64 else scores.detach().float()
-    per_row = len(coarse) * coarse.shape[1] * len(columns[0])
+    per_row = max(1, len(coarse) * coarse.shape[1] * len(columns[0]))
     for band in zip(*(tap.split(max(1, (1 << 22) // per_row)) for tap in rows), strict=True):
         yield _between(_between(coarse, columns, 3).contiguous(), band, 2)
 
@@ -495,7 +511,7 @@ def _cut(coarse: Tensor, upsample: Upsampling, size: Size, block: Size | None) -
 
 def _block_that_fits(coarse: Tensor, width: int) -> Size:
     """A CPU wants its block in the cache, narrow, for the product across costs by the width, and every thread busy."""
-    per_pixel = coarse.shape[1] * coarse.shape[2]
+    per_pixel = max(1, coarse.shape[1] * coarse.shape[2])
     if coarse.device.type != "cpu":
         return max(1, (1 << 24) // (512 * per_pixel)), 512
     scores, threads = 3 << 17, torch.get_num_threads()

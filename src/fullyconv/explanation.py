@@ -163,7 +163,7 @@ def explain(model: FCN | nn.Module, *, size: tuple[int, int] = (500, 500)) -> Re
                 f"without '{edit.path}', which is dropped, a score sees {without:g} pixels; with it, {field_px:g}"
             )
     config = model.config if isinstance(model, FCN) else None
-    title = config.backbone if config is not None else type(backbone.plan.net).__name__ if backbone.plan else "backbone"
+    title = config.backbone if config is not None else backbone.plan.name if backbone.plan else "backbone"
     if config is not None and (looks := config.multiscale).looks > 1:
         notes.append(f"a picture is looked at {looks.looks} times, {looks}: {looks.cost:g} times the operations below")
     plan = backbone.plan

@@ -107,7 +107,10 @@ class Grid:
 
     def cells_up_to(self, pixel: int | Fraction) -> int:
         """How many cells are centred up to this pixel, at least 1. Less than a stride lies beyond the last."""
-        return max(1, math.floor((pixel - self.offset) / self.stride) + 1)
+        # In whole numbers, since in a compiled net a size may be a symbol, which no Fraction takes.
+        parts = math.lcm(self.offset.denominator, self.stride.denominator)
+        offset, stride = int(self.offset * parts), int(self.stride * parts)
+        return max(1, (pixel * parts - offset) // stride + 1)
 
     def __str__(self) -> str:
         return f"(stride {float(self.stride):g}, offset {float(self.offset):g}, field {float(self.field):g})"

@@ -25,7 +25,7 @@ from fullyconv.errors import ConfigError
 from fullyconv.lookup import lookup
 from fullyconv.losses import LOSSES, Reduction, lovasz
 from fullyconv.model import FCN, Head
-from fullyconv.optim import NORMS, Average, freeze, optimizer_of, param_groups
+from fullyconv.optim import NORMS, Average, freeze, freeze_unread, optimizer_of, param_groups
 from fullyconv.sampling import Batch, mix
 from fullyconv.substitutes import Substitutes
 
@@ -84,6 +84,7 @@ class Learner:
             )
         self.settings, self.model = settings, model.to(self.device).to(memory_format=torch.channels_last)
         keep_up(model)
+        freeze_unread(model)
         frozen, every = freeze(model.backbone, settings.freeze), settings.freeze_norm or settings.backbone_lr == 0
         self._frozen_norms = [
             norm

@@ -24,6 +24,7 @@ from fullyconv.errors import SurgeryError, first_line
 from fullyconv.geometry import Grid
 from fullyconv.operations import where_of
 from fullyconv.places import Lost, Place, Where
+from fullyconv.tracing import untouched
 
 
 class Locating(TorchDispatchMode):
@@ -223,17 +224,12 @@ def _run(module: nn.Module, channels: int, size: tuple[int, int], runner: Callab
     locating = Locating()
     locating.put(image, Place(Grid(), Grid()))
     runner_module = _Runner(module, lambda tensor: runner(locating, tensor))
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        with torch.no_grad(), _LinearPerPosition(locating), locating:
-            # A layer under two names has a replacement for each.
-            return torch.func.functional_call(
-                runner_module, {f"net.{k}": v for k, v in weights.items()}, (image,), tie_weights=False
-            )
-    finally:
-        for m in training:
-            m.training = True
+    with untouched(module), torch.no_grad(), _LinearPerPosition(locating), locating:
+        module.eval()
+        # A layer under two names has a replacement for each.
+        return torch.func.functional_call(
+            runner_module, {f"net.{k}": v for k, v in weights.items()}, (image,), tie_weights=False
+        )
 
 
 class _Runner(nn.Module):

@@ -32,7 +32,8 @@ class Margined(FCN):
 
     The first picture of a size runs as ever and leaves its margins, a few MB: 6 in bf16 and 12 in float32 for VGG16 at
     500x500, with FCN-8s. Further ones, in batches of any size, are computed inside them only. Other weights get other
-    margins. Where gradients are wanted, in train mode, and where `parts_of` finds nothing, the model runs as ever.
+    margins, but for what is written through ``weight.data``, which nothing counts. Where gradients are wanted, in train
+    mode, and where `parts_of` finds nothing, the model runs as ever.
     Threads may share it.
 
     Args:

@@ -184,7 +184,8 @@ class Head(nn.Module):
     def size(self, picture: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the logits for a picture of this (height, width)."""
         scale = RESOLUTIONS[self.resolution]
-        return math.ceil(picture[0] * scale), math.ceil(picture[1] * scale)
+        height, width = (-(-side * scale.numerator // scale.denominator) for side in picture)
+        return height, width
 
     def labels_on(self, labels: Tensor) -> Tensor:
         """Labels of a picture (B, H, W) -> of the logits."""
@@ -343,7 +344,13 @@ class FCN(nn.Module):
         return -(-max(reached, self.backbone.minimum) // self._multiple) * self._multiple - self._front - pixels
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) in 0..255 -> normalised and framed, float."""
+        """(B, C, H, W) in 0..255 -> normalised and framed, float.
+
+        Raises:
+            ValueError: a picture of another shape.
+        """
+        if image.dim() != 4:
+            raise ValueError(f"got a picture of shape {tuple(image.shape)}; expected (B, C, H, W)")
         frame = self.frame(image.shape[2], image.shape[3])
         normalised: Tensor = self.normalise(image)
         return F.pad(normalised, (frame.left, frame.right, frame.top, frame.bottom))
@@ -358,6 +365,6 @@ class FCN(nn.Module):
         return self.scores_of(self.preprocess(image))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        size = (image.shape[2], image.shape[3])
         scores = self.score_maps(image)
+        size = (image.shape[2], image.shape[3])
         return {name: head.upsample(scores[name], head.size(size)) for name, head in self._heads.items()}

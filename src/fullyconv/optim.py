@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fullyconv.backbones import Backbone
 from fullyconv.errors import ConfigError
 from fullyconv.lookup import lookup
-from fullyconv.model import FCN
+from fullyconv.model import FCN, Head
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -98,9 +98,29 @@ def freeze(backbone: Backbone, stride: int) -> set[str]:
         >>> sorted(freeze(backbone("resnet18"), 2))
         ['net.bn1.bias', 'net.bn1.weight', 'net.conv1.weight']
     """
+    frozen = computed_from(backbone, [name for name, tap in backbone.taps.items() if tap.grid.stride <= stride])
+    for name, parameter in backbone.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    return frozen
+
+
+def freeze_unread(model: FCN) -> None:
+    """Let layers whose maps no head reads keep their weights, in place.
+
+    They have no gradient in any case; but processes that learn together would wait for one.
+    """
+    heads = [head for head in model.heads.values() if isinstance(head, Head)]
+    read = computed_from(model.backbone, {skip.tap for head in heads for skip in head.skips})
+    for name, parameter in model.backbone.named_parameters():
+        if name not in read:
+            parameter.requires_grad_(False)
+
+
+def computed_from(backbone: Backbone, taps: Collection[str]) -> set[str]:
+    """Names of the parameters of a backbone that some of its maps are computed from; the backbone stays as it is."""
     parameters = dict(backbone.named_parameters())
-    fine = [name for name, tap in backbone.taps.items() if tap.grid.stride <= stride]
-    if not parameters or not fine:
+    if not parameters or not taps:
         return set()
     side = backbone.minimum + 2 * (backbone.border or 0)
     channels = sum(len(input.mean) for input in backbone.inputs)
@@ -109,13 +129,12 @@ def freeze(backbone: Backbone, stride: int) -> set[str]:
     modes = {module: module.training for module in backbone.modules()}
     with torch.enable_grad():
         maps = backbone.requires_grad_().eval()(picture)  # of what is frozen already, too
-        slopes = torch.autograd.grad([maps[name].sum() for name in fine], [*parameters.values()], allow_unused=True)
+        slopes = torch.autograd.grad([maps[name].sum() for name in taps], [*parameters.values()], allow_unused=True)
     for module, training in modes.items():
         module.training = training
-    frozen = {name for name, slope in zip(parameters, slopes, strict=True) if slope is not None}
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name in learnt - frozen)
-    return frozen
+        parameter.requires_grad_(name in learnt)
+    return {name for name, slope in zip(parameters, slopes, strict=True) if slope is not None}
 
 
 def optimizer_of(

@@ -45,19 +45,21 @@ class _Steps(torch.fx.Interpreter):
 
 
 def verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
-    """Check both: at native size the dense net equals the classifier, on two pictures to which it gives different
-    scores; on a larger picture it has more cells.
+    """Check three things: at native size the dense net equals the classifier, on two pictures to which it gives
+    different scores; on a larger picture it has more cells; and there its last layers give a cell what they give the
+    window of the last map that the cell sees, so that they do not ask how large the map or the picture is.
 
     Raises:
         SurgeryError: one does not hold; names the node from which on the two differ.
     """
     net = plan.net
+    assert net is not None
     parameter = next(iter(net.parameters()), torch.empty(0))
     pictures = random_pictures(plan.channels, plan.image_size, torch.Generator().manual_seed(0)).to(parameter)
     training = [m for m in net.modules() if m.training]
     net.eval()
     dense.eval()
-    larger = plan.image_size + 2 * plan.alignment
+    larger, apart = plan.image_size + 2 * plan.alignment, 0.0
     try:
         with torch.no_grad():
             want = _first(net(pictures))
@@ -73,6 +75,7 @@ def verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
                 if not _difference(want, got) < _tolerance(want):
                     net, dense, pictures, want, got = _in_double(plan, net, dense, pictures, want, got)
                 _compare(plan, want, got, lambda: _parting(net, dense, pictures))
+                apart = _apart_beyond(plan, dense, pictures, larger)
     finally:
         for m in training:
             m.training = True
@@ -81,6 +84,37 @@ def verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
             f"a picture of {larger}x{larger} gives scores of shape {tuple(grown.shape)}; expected more cells than the "
             f"{got.shape[-2]}x{got.shape[-1]} at {plan.image_size}: a layer still works on the whole picture"
         )
+    if apart > 1e-3:
+        raise SurgeryError(
+            f"on a picture of {larger}x{larger} a cell differs by {apart:.1e} of the difference between two "
+            f"pictures from what the classifier's last layers make of its window of the map '{plan.features}': they "
+            "use the size of the map or of the picture. Expected a pool or a mean over both axes for a sum that is "
+            "divided by a size",
+            path=plan.features,
+        )
+
+
+def _apart_beyond(plan: Plan, dense: torch.fx.GraphModule, pictures: Tensor, larger: int) -> float:
+    """Largest difference between a cell of a larger picture and the same layers on the window of the map that it sees,
+    relative to the difference between two pictures.
+
+    Only what follows the last map is compared: the map itself may pad, and then differs near the window's border.
+    """
+    last = next((node for node in dense.graph.nodes if node.name == plan.features), None)
+    if last is None:
+        return 0.0
+    native, beyond = _Steps(dense, keep=True), _Steps(dense, keep=True)
+    native.run(pictures)
+    generator = torch.Generator().manual_seed(2)
+    scores = _first(beyond.run(random_pictures(plan.channels, larger, generator).to(pictures)))
+    step = [max(edit.stride[axis] for edit in plan.edits) for axis in (0, 1)]
+    sides = native.env[last].shape[2:]
+    rows, columns = (slice(first, first + side) for first, side in zip(step, sides, strict=True))
+    window = beyond.env[last][:, :, rows, columns]
+    if window.shape[2:] != sides or min(scores.shape[2:]) < 2:
+        return 0.0
+    small = _first(_Steps(dense).run(pictures, initial_env={last: window}))
+    return float((small[..., 0, 0] - scores[..., 1, 1]).abs().max() / (scores[0] - scores[1]).abs().max())
 
 
 def _parting(net: nn.Module, dense: torch.fx.GraphModule, pictures: Tensor) -> str:

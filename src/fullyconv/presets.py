@@ -50,8 +50,9 @@ def fcn(
         context: channels of a context block before the coarsest score; 0 for none, as in the paper. None: none where
             the backbone has hidden linear layers (VGG's fc6 and fc7) or is the paper's GoogLeNet, else 256.
         upsampling: between skips: "fixed", or "learned" from bilinear on (paper, section 4.2).
-        at_once: scale each skip's map by a hundredth of the one before, 1e-2 and 1e-4 on VGG16: this brings maps, whose
-            numbers grow towards the finer taps, to one range, and so all can learn at once (PAMI, section 4.3).
+        at_once: scale each skip's map by a hundredth of the one before, 1e-2 and 1e-4: this brings VGG16's maps, whose
+            numbers grow towards the finer taps, to one range, and so all can learn at once (PAMI, section 4.3). Other
+            backbones have other numbers; `fullyconv.studies.strides.levelled` measures them.
         dropout: before every score layer, on top of the classifier's own.
 
     Raises:
@@ -173,7 +174,10 @@ def finest(backbone: str) -> str:
 
 def _described(backbone: str | nn.Module) -> tuple[str, dict[str, Fraction], int]:
     """Of a backbone: its name, the stride of each tap, and the channels of the context block that it usually gets."""
-    described = backbones.describe(backbone) if isinstance(backbone, str) else backbones.backbone(backbone)
+    if isinstance(backbone, backbones.Backbone):
+        described = backbone
+    else:
+        described = backbones.describe(backbone) if isinstance(backbone, str) else backbones.backbone(backbone)
     name = backbone if isinstance(backbone, str) else type(backbone).__name__
     spec = backbones.BACKBONES.get(name)
     context = spec.context if spec is not None else None

@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from fullyconv import postconditions
 from fullyconv.errors import ConfigError, SurgeryError
-from fullyconv.locate import Located, locate
+from fullyconv.locate import Located, locate, locate_outputs
 from fullyconv.places import Lost, Place
-from fullyconv.tracing import place_of, trace
+from fullyconv.tracing import copied, place_of, trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,6 +73,10 @@ def rarefy(net: nn.Module, *, stride: int = 1, channels: int = 3, size: int = 22
     """
     rarefied, outputs, least = _rarefied(net, stride, channels, size)
     if verify:
+        try:
+            locate_outputs(net, channels=channels, size=(least, least))
+        except SurgeryError:  # such as a reflection, which needs more than a cell
+            least = size
         _verify(net, rarefied, outputs, stride, channels, least)
     return rarefied
 
@@ -135,7 +139,7 @@ class DilatedAvgPool2d(nn.Module):
 
 def _rarefied(net: nn.Module, stride: int, channels: int, size: int) -> tuple[torch.fx.GraphModule, list[Place], int]:
     """The rarefied net, where the net's own outputs lie, and the smallest picture that gives each of them two cells."""
-    graph_module = trace(copy.deepcopy(net))
+    graph_module = trace(copied(net))
     located = locate(graph_module, channels=channels, size=(size, size))
     outputs = _outputs(net, graph_module, located)
     places = list(outputs.values())

@@ -8,12 +8,11 @@ be done, as data; `Plan.apply` does it to a copy and then checks that it is true
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.fx
@@ -25,8 +24,9 @@ from fullyconv import postconditions
 from fullyconv.edits import Edit, Kind, Padding, perform, reads_picture
 from fullyconv.errors import SurgeryError
 from fullyconv.locate import Located, locate, positions
+from fullyconv.lookup import lookup
 from fullyconv.places import WHOLE_PICTURE, Lost, Place
-from fullyconv.tracing import functional_pool, place_of, trace
+from fullyconv.tracing import copied, functional_pool, place_of, trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,8 @@ class Plan:
     """What surgery will do to a classifier.
 
     Attributes:
-        net: the classifier; never changed.
+        net: the classifier, never changed; None in a plan that was carried out, which is kept for what it tells.
+        name: of its class.
         image_size: side of the square picture that it was made for, in pixels.
         channels: of that picture.
         edits: in the order of the graph.
@@ -56,7 +57,8 @@ class Plan:
         notes: what else a reader should know.
     """
 
-    net: nn.Module
+    net: nn.Module | None
+    name: str
     image_size: int
     channels: int
     edits: tuple[Edit, ...]
@@ -74,7 +76,7 @@ class Plan:
         return after_map and any(e.kind == "convolution" and e.kernel != (1, 1) for e in self.edits[:-1])
 
     def __str__(self) -> str:
-        lines = [f"{type(self.net).__name__} at {self.image_size}x{self.image_size}: {len(self.edits)} edits"]
+        lines = [f"{self.name} at {self.image_size}x{self.image_size}: {len(self.edits)} edits"]
         for edit in self.edits:
             lines.append(f"  {edit.path}: {edit.before} -> {edit.after or 'removed'} ({edit.why})")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
@@ -89,9 +91,11 @@ class Plan:
                 classifier, on pictures to which it gives different scores; on a larger picture it has more cells.
 
         Raises:
-            SurgeryError: a postcondition does not hold.
+            SurgeryError: a postcondition does not hold, or the plan was carried out.
         """
-        dense = trace(copy.deepcopy(self.net))
+        if self.net is None:
+            raise SurgeryError(f"{self.name}: this plan was carried out; expected a new one, of `plan`")
+        dense = trace(copied(self.net))
         for edit in self.edits:
             perform(dense, edit, padding)
         dense.graph.eliminate_dead_code()
@@ -141,7 +145,9 @@ def plan(net: nn.Module, *, image_size: int = 224, pool: Pool = "keep", channels
         SurgeryError: no point where a map becomes a vector, a layer that has no convolutional equal, or a net that
             cannot be traced or does not run at ``image_size``.
         AlignmentError: rows and columns of the last map lie differently on the picture.
+        UnknownName: no such pool.
     """
+    lookup("pool", pool, dict.fromkeys(get_args(Pool)))
     graph_module = trace(net)
     located = locate(graph_module, channels=channels, size=(image_size, image_size))
     return _Planner(net, graph_module, located, image_size, channels, pool).plan()
@@ -215,6 +221,7 @@ class _Planner:
         stride = math.ceil(last.grid.stride) * max(max(edit.stride) for edit in edits)
         return Plan(
             net=self.net,
+            name=type(self.net).__name__,
             image_size=self.size,
             channels=self.channels,
             edits=edits,

@@ -153,8 +153,8 @@ def _windows(model: FCN, before: int, length: int, tile: int) -> list[Window]:
     """Windows along an axis of ``length`` pixels, ``before`` of which are padding at the front."""
     grids = [head.grid for head in heads_of(model).values()]
     reach = (Fraction(model.field) - 1) / 2
-    # Less than a field, and a stride, of pixels may be too few for a net that does not pad.
-    least = math.ceil(model.field) + model.alignment
+    # Less than a field, and a stride, of pixels may be too few for a net that does not pad, or that reflects.
+    least = max(math.ceil(model.field) + model.alignment, _up(model.backbone.minimum, model.alignment))
     windows: list[Window] = []
     for core in count(0, tile):
         first = min(before + grid.offset for grid in grids) + core - reach

@@ -62,9 +62,10 @@ def transplant(
 def _fits(tensor: Tensor, goal: Tensor) -> bool:
     """Whether a tensor has another's entries in the same order.
 
-    Every output's weights stay together, as from a linear layer (out, C*h*w) to its convolution (out, C, h, w), or
-    only axes of length 1 differ, as in Caffe's biases.
+    One is a matrix whose rows are the other's outputs, as a linear layer (out, C*h*w) and its convolution
+    (out, C, h, w) are, or only axes of length 1 differ, as in Caffe's biases.
     """
     if tensor.numel() != goal.numel():
         return False
-    return tensor.shape[:1] == goal.shape[:1] or [n for n in tensor.shape if n > 1] == [n for n in goal.shape if n > 1]
+    one, other = ([side for side in shape if side > 1] for shape in (tensor.shape, goal.shape))
+    return one == other or (tensor.shape[:1] == goal.shape[:1] and min(len(one), len(other)) <= 2)

@@ -5,7 +5,6 @@ Both work on a copy, need no names, and give nets that `fullyconv.surgery.plan` 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from fullyconv.errors import SurgeryError
 from fullyconv.locate import Located, locate
-from fullyconv.tracing import POOL_ARGUMENTS, functional_pool, place_of, trace
+from fullyconv.tracing import POOL_ARGUMENTS, copied, functional_pool, place_of, trace
 
 
 def widen(weight: Tensor, channels: int) -> Tensor:
@@ -54,8 +53,14 @@ def widen_input(net: nn.Module, channels: int, *, reads: int = 3) -> nn.Module:
     """
     if channels < reads:
         raise SurgeryError(f"cannot widen {type(net).__name__} from {reads} to {channels} channels; expected more")
-    wide = copy.deepcopy(net)
+    wide = copied(net)
     for layer in set(_first_convolutions(wide, reads)):
+        if "weight" not in layer._parameters:
+            raise SurgeryError(
+                f"{type(net).__name__}: the weights of the {type(layer).__name__} that reads the picture are computed, "
+                "as by weight norm; expected a parameter. Make them one first, with "
+                "torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm"
+            )
         layer.weight = nn.Parameter(widen(layer.weight.detach(), channels), layer.weight.requires_grad)
         layer.in_channels = channels
     return wide
@@ -152,7 +157,7 @@ def convolve_pools(net: nn.Module, *, channels: int = 3, size: int = 224) -> tor
         >>> convolve_pools(net, size=32).get_submodule("2")
         Conv2d(8, 8, kernel_size=(2, 2), stride=(2, 2))
     """
-    convolved = trace(copy.deepcopy(net))
+    convolved = trace(copied(net))
     located = locate(convolved, channels=channels, size=(size, size))
     nodes = list(convolved.graph.nodes)
     called = [node.target for node in nodes if node.op == "call_module"]
