@@ -77,3 +77,19 @@ def test_a_picture_whose_every_pixel_is_void_is_named() -> None:
     bare = replace(pair(4, 4, "bare"), pixels={"out": np.array([0, 0, 0, 16])})
     (found,) = census.of_void([pair(4, 4), bare])
     assert (found.kind, found.files) == ("void", ("bare",))
+
+
+def test_one_class_and_void_are_nothing_to_tell_apart() -> None:
+    crack = Classes.of("crack")
+    (found,) = census.of_classes("out", crack, "train", np.array([900]), 4000, np.array([9]))
+    assert (found.kind, found.severity) == ("single", "error")
+    assert found.detail.startswith("crack is the only class, and all labelled pixels of train are its own")
+    assert "list background before crack, and give 255 to it" in found.detail
+    assert census.of_classes("out", crack, "train", np.array([900]), 0, np.array([9])) == []
+
+
+def test_a_picture_of_nothing_but_void_is_named() -> None:
+    labels = np.full((4, 5), 255, np.uint8)
+    bare = impression(Sample("dim", np.zeros((4, 5, 3), np.uint8), {"out": labels}), ("dim.png",), {"out": TABLE})
+    (found,) = census.of_void([pair(4, 5), bare])
+    assert found.detail == "1 picture holds no labelled pixel, such as dim: nothing is learnt from that"

@@ -296,3 +296,34 @@ def test_files_without_a_partner_are_counted_in_plain_words(root: Path, lonely: 
         "2 files have no partner of the same name and are ",
     ]
     assert found.detail.startswith(said[lonely - 1])
+
+
+def test_palettes_that_were_sorted_anew_are_told_from_the_others(tmp_path: Path) -> None:
+    colours = [(0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    ids = np.arange(4, dtype=np.uint8).repeat(20).reshape(8, 10)
+
+    def put(name: str, order: list[int]) -> None:
+        image = Image.fromarray(np.argsort(order).astype(np.uint8)[ids])
+        image.putpalette([value for i in order for value in colours[i]])
+        image.save(tmp_path / "labels" / f"{name}.png")
+
+    (tmp_path / "classes.txt").write_text("ground\nred\ngreen\nblue\n")
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    for name in "abcdef":
+        noise = np.random.default_rng(ord(name)).integers(0, 256, (8, 10, 3), np.uint8)
+        write_image(tmp_path / "images" / f"{name}.png", noise)
+        put(name, [0, 1, 2, 3])
+
+    def found() -> list[Finding]:
+        return [f for f in check(open_folder(tmp_path, split="train")).findings if f.kind == "palette"]
+
+    assert found() == []
+    odd = sorted((tmp_path / "labels").glob("*.png"))[1]
+    put(odd.stem, [0, 3, 1, 2])
+    seen = [f for split in ("train", "val") for f in check(open_folder(tmp_path, split=split)).findings]
+    (finding,) = [f for f in seen if f.kind == "palette"]
+    assert finding.severity == "warning"
+    assert finding.files == (str(odd),)
+    assert "palettes disagree" in finding.detail
+    assert "(0, 0, 200), in which most label maps show id 3" in finding.detail or "show id 1 in" in finding.detail

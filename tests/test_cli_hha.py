@@ -50,6 +50,10 @@ def test_hha_skips_what_is_no_depth_and_says_so(run: Run, tmp_path: Path) -> Non
     )
     code, _, err = run("hha", tmp_path / "none", "--out", tmp_path / "hha")
     assert code == 2
+    assert "none: no such folder" in err
+    (tmp_path / "none").mkdir()
+    code, _, err = run("hha", tmp_path / "none", "--out", tmp_path / "hha")
+    assert code == 2
     assert "none: no .png, .tif or .bmp file in it" in err
 
 
@@ -93,3 +97,17 @@ def test_hha_refuses_a_camera_that_cannot_be(run: Run, tmp_path: Path, option: s
     assert code == 2
     assert message in err
     assert not (tmp_path / "hha").exists()
+
+
+def test_an_output_that_cannot_be_made_and_a_folder_that_is_none_are_one_line(run: Run, tmp_path: Path) -> None:
+    mini.put(tmp_path / "depth/1.png", np.full((30, 40), 2000, np.uint16))
+    (tmp_path / "file").write_text("")
+    for arguments, said in (
+        ((tmp_path / "depth", "--out", tmp_path / "file"), "file: cannot be written: File exists"),
+        ((tmp_path / "depth/1.png", "--out", tmp_path / "hha"), "1.png: a file; expected a folder of depth maps"),
+        ((tmp_path / "nothing", "--out", tmp_path / "hha"), "nothing: no such folder; expected a folder of depth maps"),
+    ):
+        code, _, err = run("hha", *arguments)
+        assert code == 2
+        assert said in err
+        assert err.count("\n") == 1

@@ -6,14 +6,17 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run
 
-from fullyconv import images
+from fullyconv import checkpoint, folders, images
 from fullyconv.config import Classes
 from fullyconv.labels import read_labels
+from fullyconv.records import digest_of
 
 
 @pytest.fixture
@@ -102,3 +105,90 @@ def test_predict_in_tiles_gives_the_same_files(run: Run, model: Path, tmp_path: 
 def test_a_size_of_tiles_without_tiles_is_refused(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
     code, _, err = run("predict", model, photos, "--out", tmp_path / "out", "--tile", "64")
     assert (code, err) == (2, "fullyconv: error: --tile 64: only tiles have a size; add --strategy tiled\n")
+
+
+def other_weights(model: Path, folder: Path) -> Path:
+    """The same net with other weights."""
+    net = checkpoint.load(model)
+    for parameter in net.heads.parameters():
+        torch.nn.init.ones_(parameter)
+    return checkpoint.save(net, folder)
+
+
+def test_what_other_weights_or_looks_have_made_is_not_kept_for_ones_own(
+    run: Run, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    other, out = other_weights(model, tmp_path / "other"), tmp_path / "out"
+    assert run("predict", model, photos, "--out", out)[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    records = json.loads((out / "results.json").read_text())["files"]
+    assert {record["weights"] for record in records} == {digest_of(model)}
+    for arguments, why in (
+        ((other, photos), "made with other weights"),
+        ((other, photos, "--overlay"), "made with other weights"),
+        ((model, photos, "--mirror"), "looked at scales 1, not scales 1, mirrored too"),
+    ):
+        code, _, err = run("predict", *arguments, "--out", out)
+        assert code == 2
+        assert why in err
+        assert "name another --out, or add --overwrite" in err
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    assert run("predict", other, photos, "--out", out, "--overwrite")[1].startswith("3 segmented")
+    assert run("predict", other, photos, "--out", out)[1].startswith("0 segmented, 3 kept")
+    records = json.loads((out / "results.json").read_text())["files"]
+    assert {record["weights"] for record in records} == {digest_of(other)}
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_label_maps_that_predict_has_not_made_are_neither_kept_nor_replaced(
+    run: Run, model: Path, photos: Path, tmp_path: Path, more: list[str]
+) -> None:
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    images.write_image(truth / "two.png", np.zeros((21, 30, 3), np.uint8))
+    before = (truth / "two.png").read_bytes()
+    code, _, err = run("predict", model, photos, "--out", truth, *more)
+    assert code == 2
+    assert f"{truth / 'two.png'}: is there, and was not made by predict; name another --out" in err
+    assert [path.name for path in truth.iterdir()] == ["two.png"]
+    assert (truth / "two.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "images", "labels"])
+def test_predict_writes_into_no_data_set(run: Run, model: Path, photos: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "set"
+    (out / name).mkdir(parents=True)
+    code, _, err = run("predict", model, photos, "--out", out)
+    assert code == 2
+    assert f"{out / name}: was not written by predict" in err
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+def test_what_a_stopped_run_has_written_is_known_and_kept(
+    run: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "out", folders._write
+
+    def killed(segmentation: Any, *others: Any) -> Any:
+        if segmentation.source.endswith("two.png"):
+            raise SystemExit(9)
+        return write(segmentation, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "_write", killed)
+        patch.setattr(folders, "write_results", lambda *_, **__: out)  # no time for it
+        run("predict", model, photos, "--out", out)
+    records = json.loads((out / "results.json").read_text())["files"]
+    assert {record["status"] for record in records} == {"begun"}
+    written = {path.name for path in out.rglob("*.png")}
+    assert written
+    assert "two.png" not in written
+    assert f", {len(written)} kept" in run("predict", model, photos, "--out", out)[1]
+    records = json.loads((out / "results.json").read_text())["files"]
+    assert sorted(record["status"] for record in records) == ["done"] * (3 - len(written)) + ["kept"] * len(written)
+
+
+def test_an_empty_path_is_not_the_folder_one_is_in(run: Run, model: Path, tmp_path: Path) -> None:
+    code, _, err = run("predict", model, "", "--out", tmp_path / "out")
+    assert code == 2
+    assert "an empty path among the inputs" in err

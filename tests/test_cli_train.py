@@ -265,3 +265,38 @@ def test_a_score_on_pictures_that_the_model_learnt_is_told(run: Run, tmp_path: P
     (tmp_path / "run/recipe.json").write_text("{")  # the model is whole all the same
     code, _, err = run("evaluate", tmp_path / "run", tmp_path / "VOC2012", "--dataset", "voc")
     assert (code, "warning" in err) == (0, False)
+
+
+def test_commands_that_are_suggested_can_be_pasted(
+    monkeypatch: pytest.MonkeyPatch, run: Run, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a run"
+    options = ("--backbone", "tinyvgg", "--weights", "none", "--out", out)
+    monkeypatch.setattr(training, "train", lambda recipe, **_: None)
+    assert f"fullyconv predict '{out}' PICTURES" in run("train", data, *options)[1]
+
+    def stopped(recipe: Recipe, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", stopped)
+    assert f"fullyconv train --out '{out}' --resume" in run("train", data, *options)[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--resume",), "holds no run to go on with; name the run with --out"),
+        (("", "--weights", "none"), "DATA is empty"),
+        (("DATA", "--batch", "99999999999999999999"), "batch"),
+        (("DATA", "--context", "9000"), "context"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("train", *(data if word == "DATA" else word for word in arguments))
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -136,3 +136,16 @@ def test_every_stride_that_a_backbone_has_a_map_of_is_built(name: str, stride: i
     with torch.device("meta"):
         model = build(presets.fcn(stride, name, 3, weights=None)).eval()
         assert model(torch.zeros(1, 3, 45, 77))["out"].shape == (1, 3, 45, 77)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"classes": 0}, "classes"),
+        ({"classes": 3, "context": -4}, "context"),
+        ({"classes": 3, "context": 9000}, "context"),
+    ],
+)
+def test_a_setting_out_of_range_is_one_clear_line(settings: dict[str, int], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"{said}: .*got {settings[said]}"):
+        presets.fcn8s("tinyvgg", weights=None, **settings)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,9 @@ def test_a_run_that_did_not_record_its_preprocessing_is_resumed(tmp_path: Path) 
     plain = json.loads(path.read_text())
     assert plain["stages"][0]["model"].pop("input")["order"] == "BGR"
     path.write_text(json.dumps(plain))
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    del told["recipe_sha256"]  # nor did it record that
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told))
     assert train(path, out=tmp_path / "run", resume=True).config.input == INPUTS["caffe"]
     with pytest.raises(ConfigError, match=r"stages\.0\.fit\.steps differs"):
         train(recipe(model=config, fit=settings(steps=9)), out=tmp_path / "run", resume=True)
@@ -372,3 +377,48 @@ def test_what_val_nearly_shares_with_train_is_said_and_what_cannot_be_read_stops
     planted.edit(root / "labels/val/01.png", lambda ids: ids * 0 + 77)
     with pytest.raises(DatasetError, match=r"labels/val/01\.png: 1 value outside the table"):
         training._checked([pair], said.append)
+
+
+def test_a_recipe_that_was_changed_in_the_folder_of_its_run_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    made = recipe(fit=settings(steps=2))
+    train(made, out=out)
+    told = json.loads((out / "run.json").read_text())["recipe_sha256"]
+    plain = json.loads((out / "recipe.json").read_text())
+    plain["stages"][0]["fit"]["device"] = "cpu"  # where to compute may change
+    (out / "recipe.json").write_text(json.dumps(plain))
+    train(Recipe.read(out / "recipe.json"), out=out, resume=True)
+    assert json.loads((out / "run.json").read_text())["recipe_sha256"] == told
+    plain["stages"][0]["fit"]["lr"] *= 50
+    (out / "recipe.json").write_text(json.dumps(plain))
+    with pytest.raises(ConfigError, match=r"recipe\.json: was changed since the run began with it"):
+        train(Recipe.read(out / "recipe.json"), out=out, resume=True)
+
+
+def test_two_processes_do_not_learn_in_one_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    code = (
+        "import fcntl, os, sys, time\n"
+        f"file = open({str(out / '.lock')!r}, 'a+')\n"
+        "fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "file.write(f'{os.getpid()}\\n'); file.flush(); print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=f"process {other.pid} learns here; wait until it ends, or name another"):
+            train(recipe(fit=settings(steps=1)), out=out)
+        assert not (out / "recipe.json").exists()
+        other.communicate(b"")
+    train(recipe(fit=settings(steps=1)), out=out)
+    assert not (out / ".lock").exists()
+
+
+def test_a_batch_of_one_picture_that_leaves_a_norm_one_value_is_refused_in_one_line(tmp_path: Path) -> None:
+    small = recipe(fit=settings(steps=1, batch=1))
+    stage = small.stages[0]
+    data = stage.data.model_copy(update={"crop": (32, 32)})
+    model = fcn(32, "resnet18", classes=len(dataset("scenes", SCENES).classes["out"]), weights=None)
+    with pytest.raises(ConfigError, match="batch: 1 picture of 32x32 leaves a BatchNorm one value"):
+        train(Recipe(stages=(stage.model_copy(update={"data": data, "model": model}),)), out=tmp_path / "run")

@@ -48,8 +48,15 @@ def of_classes(
             return [Finding("absent", "warning", (), detail)]
         detail = f"no pixel of {said} belongs to a class; expected labels of {', '.join(names[:5])}, ..."
         return [Finding("absent", "error", (), detail)]
-    if len(names) > 1 and len(absent) == len(names) - 1:
+    if len(absent) == len(names) - 1 and (len(names) > 1 or void):
         only = names[int(counts.argmax())]
+        if len(names) == 1:
+            detail = (
+                f"{only} is the only class, and all labelled pixels of {said} are its own: nothing is told apart; "
+                f"{void:,} pixels are void. If label maps are masks of 0 and 255, list background before {only}, and "
+                "give 255 to it in classes.json"
+            )
+            return [Finding("single", "error", (), detail)]
         hint = (
             f"; {void:,} pixels are void: if label maps are masks of 0 and 255, 255 counts as void unless classes.json "
             "gives it to a class"
@@ -87,7 +94,7 @@ def of_void(pairs: Sequence[Impression]) -> list[Finding]:
     if not bare:
         return []
     count = "1 picture holds" if len(bare) == 1 else f"{len(bare)} pictures hold"
-    detail = f"{count} no labelled pixel: nothing is learnt from that"
+    detail = f"{count} no labelled pixel, such as {bare[0].name}: nothing is learnt from that"
     return [Finding("void", "warning", tuple(pair.files[0] for pair in bare), detail)]
 
 

@@ -213,9 +213,41 @@ def _of_forms(forms: Mapping[str, Form], classes: Mapping[str, Classes]) -> list
         )
         detail = f"{len(coloured)} label maps hold colours, and {why}: {coloured[0]}"
         found.append(Finding("rgb", "warning", coloured, detail))
-    if own_colours and len(classes) == 1:
-        found += _of_palettes(forms, next(iter(classes.values())))
+    if len(classes) == 1:
+        table = next(iter(classes.values()))
+        found += _of_palettes(forms, table) if own_colours else _of_each_other(forms, table)
     return found
+
+
+def _of_each_other(forms: Mapping[str, Form], table: Classes) -> list[Finding]:
+    """Label maps whose palettes have the colours of the others in another order, two at least: one may be unused.
+
+    Programs that save pictures in fewer bytes sort palettes anew, and change the ids with them.
+    """
+    ids = [entry.id for entry in table.entries]
+    shown: dict[str, dict[tuple[int, int, int], int]] = {}
+    for path, form in forms.items():
+        own = Counter(form.palette[i] for i in ids if i < len(form.palette))
+        shown[path] = {form.palette[i]: i for i in ids if i < len(form.palette) and own[form.palette[i]] == 1}
+    votes: dict[tuple[int, int, int], Counter[int]] = {}
+    for colours in shown.values():
+        for colour, number in colours.items():
+            votes.setdefault(colour, Counter())[number] += 1
+    usual = {colour: count.most_common(1)[0][0] for colour, count in votes.items()}
+    contrary = {
+        path: other
+        for path, colours in shown.items()
+        if len(other := [(colour, i) for colour, i in colours.items() if usual[colour] != i]) > 1
+    }
+    if not contrary:
+        return []
+    path, ((colour, number), *_) = next(iter(contrary.items()))
+    detail = (
+        f"palettes disagree: {path} shows id {number} in the colour {colour}, in which most label maps show id "
+        f"{usual[colour]}; so do {len(contrary)} of {len(forms)} for some ids. Were they saved anew by a program that "
+        "sorts palettes? Then their ids are others"
+    )
+    return [Finding("palette", "warning", tuple(contrary), detail)]
 
 
 def _of_palettes(forms: Mapping[str, Form], table: Classes) -> list[Finding]:

@@ -414,7 +414,7 @@ class FitConfig(Config):
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
-    batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=8, ge=1, le=1 << 20)
     """Pictures at a time, over all processes together."""
     accumulate: int = Field(default=1, ge=1)
     """Batches whose gradients are summed before one step."""

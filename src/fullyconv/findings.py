@@ -77,7 +77,7 @@ KINDS: Mapping[str, Kind] = {
         "written without transparency where the ids do not depend on it, else the pair is left out",
     ),
     "palette": Kind(
-        "label maps whose palette shows ids in the colours that the table gives to other classes",
+        "label maps whose palette shows ids in the colours that the table, or most others, give to other classes",
         "if the palette is right, classes are learnt under each other's names",
         "look at one of them beside its picture; correct the ids in the table, or the palette",
     ),

@@ -17,6 +17,7 @@ from fullyconv.errors import ConfigError
 from fullyconv.inference import STRATEGIES, Strategy, tiled
 from fullyconv.lookup import lookup
 from fullyconv.presets import PRESETS, finest
+from fullyconv.runs import holds_run
 from fullyconv.sampling import evenly
 
 MINUTES = 30.0
@@ -149,6 +150,9 @@ def adjusted(recipe: Recipe, origin: Path, given: Mapping[str, Any]) -> Recipe:
     """
     if settled := sorted(given.keys() - BESIDE_RECIPES):
         option = settled[0].removesuffix("_channels").replace("_", "-")
+        if holds_run(origin.parent) and origin.name == "recipe.json":
+            what = "the run goes on as it began; drop the option, or name another --out for a run of its own"
+            raise ConfigError(f"--{option}: {origin} settles this, and {what}", where=option)
         raise ConfigError(f"--{option}: {origin} settles this; change it there, or drop one of the two", where=option)
     plain = recipe.model_dump()
     for stage in plain["stages"]:

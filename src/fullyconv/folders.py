@@ -21,12 +21,14 @@ from fullyconv.opening import MAX_PIXELS, read_size
 from fullyconv.quick import QuickPredictor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from fullyconv.inference import Predictor
     from fullyconv.segmentation import Segmentation
 
 
+DATA = ("classes.txt", "images", "labels")
+"""What stands in a folder of labelled pictures, of which results would change the meaning."""
 LARGE = 1 << 25
 """Pictures of more pixels are not held in memory, but read, segmented and written a row of tiles at a time."""
 
@@ -85,6 +87,8 @@ def find_pictures(inputs: Iterable[str | os.PathLike[str]], *, out: Path) -> lis
     """
     found: dict[Path, tuple[Path, Path]] = {}
     for given in inputs:
+        if not os.fspath(given):
+            raise ConfigError("an empty path among the inputs; expected files, folders or patterns", where="inputs")
         matches = list(_expand(os.fspath(given), out.resolve()))
         for path, name in matches:
             found.setdefault(Path(os.path.realpath(path)), (path, name))  # Path.resolve fails on a link to itself
@@ -149,6 +153,8 @@ def segment_files(
     probabilities: bool = False,
     overwrite: bool = False,
     batch_size: int = 1,
+    weights: str = "",
+    begin: Callable[[Mapping[str, Mapping[str, Path]]], None] = lambda targets: None,
 ) -> Iterator[Outcome]:
     """Segment files into a folder: ``OUT/{key}.png``, and ``.overlay.jpg`` and ``.npz`` where asked for.
 
@@ -166,13 +172,16 @@ def segment_files(
         overwrite: write again what exists; otherwise that is kept, and a picture all of whose outputs exist is not
             even read.
         batch_size: neighbours of equal size that go through the net together.
+        weights: what tells the model's weights from others, such as their SHA-256; "" where nobody compares them.
+        begin: called with the outputs of each picture, by its key, when all has been looked at and nothing written.
 
     Yields:
         What became of each picture, as it becomes known.
 
     Raises:
         ConfigError: an output would replace one of the pictures or lie outside of ``out``, or ``out`` cannot be made;
-            or what would be kept is of another picture of the same name, or of a model with other classes.
+            or what would be kept is of another picture of the same name, or of a model with other classes or weights,
+            or other looks.
     """
     kinds = (
         {"labels": ".png"}
@@ -192,11 +201,12 @@ def segment_files(
     }
     _refuse_to_harm(pictures, targets, out)
     if not overwrite:
-        _refuse_to_mix(predictor, pictures, targets, out)
+        _refuse_to_mix(predictor, pictures, targets, out, weights=weights, placed=placed)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be made: {error.strerror}", where="out") from None
+    begin(targets)
     todo: list[PictureFile] = []
     for picture in pictures:
         if not overwrite and all(target.exists() for target in targets[picture.key].values()):
@@ -304,8 +314,17 @@ def _refuse_to_mix(
     pictures: Sequence[PictureFile],
     targets: Mapping[str, Mapping[str, Path]],
     out: Path,
+    *,
+    weights: str,
+    placed: Collection[str],
 ) -> None:
-    """Refuse to keep what an earlier run has made of another picture, or with other classes, as this one's."""
+    """Refuse to keep what an earlier run has made of another picture, or otherwise, as this one's.
+
+    Args:
+        weights: what tells them from others, or "".
+        placed: keys of pictures that are looked at once whatever the model's looks.
+    """
+    looks, once = str(predictor.multiscale), str(MultiScale())
     kept = [picture for picture in pictures if any(target.exists() for target in targets[picture.key].values())]
     owners = _by_output(_earlier(out / "results.json"))
     for picture in kept:
@@ -316,6 +335,20 @@ def _refuse_to_mix(
                 raise ConfigError(
                     f"{target}: is there, made of {other}, not of {picture.path}; name another --out, or add "
                     "--overwrite",
+                    where="out",
+                )
+            if owner is None or not target.exists():
+                continue
+            if weights and owner.get("weights", weights) != weights:
+                raise ConfigError(
+                    f"{target}: is there, made with other weights; name another --out, or add --overwrite", where="out"
+                )
+            looked = owner.get("multiscale", looks)
+            if looked != looks and not (
+                looked == once and (picture.key in placed or _is_large(picture.path, predictor))
+            ):
+                raise ConfigError(
+                    f"{target}: is there, looked at {looked}, not {looks}; name another --out, or add --overwrite",
                     where="out",
                 )
     for name, table in _tables(predictor).items() if kept else ():
@@ -408,15 +441,63 @@ def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: b
     )
 
 
+def begin_results(
+    pictures: Sequence[PictureFile],
+    targets: Mapping[str, Mapping[str, Path]],
+    out: Path,
+    *,
+    weights: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write down in ``results.json`` which files are about to be written, so that they are known for ours if we stop.
+
+    Args:
+        pictures, targets: as `segment_files` has them.
+        weights: as there.
+        settings: as for `write_results`.
+
+    Raises:
+        ConfigError: a file is there of which no ``results.json`` says that predict has made it; or nothing can be
+            written.
+    """
+    path = out / "results.json"
+    earlier = _earlier(path)
+    made = _by_output(earlier)
+    begun = []
+    for picture in pictures:
+        outputs = {kind: target.relative_to(out).as_posix() for kind, target in targets[picture.key].items()}
+        for output in outputs.values():
+            if output not in made and (out / output).exists():
+                raise ConfigError(
+                    f"{out / output}: is there, and was not made by predict; name another --out", where="out"
+                )
+        if not any(output in made for output in outputs.values()):
+            begun.append(_record(picture.path, out) | {"status": "begun", "outputs": outputs, "weights": weights})
+    if begun:
+        with records.writing(out):
+            records.write_json(path, {**settings, "files": [*earlier.values(), *begun]})
+
+
+def _record(path: Path, out: Path) -> dict[str, Any]:
+    """What names a picture in ``results.json``."""
+    where = Path(os.path.relpath(os.path.realpath(path), os.path.realpath(out))).as_posix()
+    return {"input": os.fspath(path), "picture": where}
+
+
 def write_results(
-    predictor: Predictor | QuickPredictor, outcomes: Sequence[Outcome], out: Path, *, settings: Mapping[str, Any]
+    predictor: Predictor | QuickPredictor,
+    outcomes: Sequence[Outcome],
+    out: Path,
+    *,
+    settings: Mapping[str, Any],
+    weights: str = "",
 ) -> Path:
     """Write ``results.json``, what became of each picture, and ``classes.json``, what the ids in the PNGs mean.
 
     ``classes.json`` has the form that the folder dataset reads, one file a head where there are several. What an
     earlier ``results.json`` says of other pictures, or of one whose outputs were kept, stays in, but for what was
-    replaced. ``input`` is the picture as it was named, ``picture`` its path from ``out``. Sizes are in pixels, shares
-    in 0..1.
+    replaced. ``input`` is the picture as it was named, ``picture`` its path from ``out``, ``weights`` what tells the
+    weights that made its outputs from others. Sizes are in pixels, shares in 0..1.
 
     Returns:
         The path of ``results.json``.
@@ -434,11 +515,7 @@ def write_results(
         if source not in named and ours.isdisjoint(record.get("outputs", {}).values())
     ]
     for outcome in sorted(outcomes, key=lambda outcome: outcome.path):
-        record: dict[str, Any] = {
-            "input": os.fspath(outcome.path),
-            "picture": Path(os.path.relpath(os.path.realpath(outcome.path), os.path.realpath(out))).as_posix(),
-            "status": outcome.status,
-        }
+        record = _record(outcome.path, out) | {"status": outcome.status}
         if outcome.status == "kept":
             outputs = [target.relative_to(out).as_posix() for target in outcome.outputs.values()]
             record = next((made[output] for output in outputs if output in made), {}) | record
@@ -446,6 +523,7 @@ def write_results(
             record["outputs"] = {kind: target.relative_to(out).as_posix() for kind, target in outcome.outputs.items()}
         if outcome.size is not None:
             record |= {"height": outcome.size[0], "width": outcome.size[1], "area": outcome.area}
+            record |= {"weights": weights} if weights else {}
         if outcome.multiscale is not None:
             record["multiscale"] = str(outcome.multiscale)
         if outcome.notes:
@@ -460,16 +538,16 @@ def write_results(
 
 
 def refuse_foreign(out: Path) -> None:
-    """Refuse a folder whose ``results.json`` or ``classes.json`` are somebody else's, such as a run or a data set.
+    """Refuse a folder whose ``results.json`` or ``classes.json`` are somebody else's, such as a run, and a data set.
 
     Raises:
         ConfigError: names the file.
     """
     ours = bool(_earlier(out / "results.json"))
-    for path in [out / "results.json", *out.glob("classes*.json")]:
+    for path in [out / "results.json", *out.glob("classes*.json"), *(out / name for name in DATA)]:
         if path.exists() and not ours:
             raise ConfigError(
-                f"{path}: was not written by predict, and would be replaced; name another --out",
+                f"{path}: was not written by predict, and lies where its files would; name another --out",
                 where="out",
             )
 

@@ -303,8 +303,17 @@ class _ScoreMaps(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        with Substitutes() if images.device.type == "cpu" else nullcontext():
-            return self.model.score_maps(images)
+        try:
+            with Substitutes() if images.device.type == "cpu" else nullcontext():
+                return self.model.score_maps(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                f"batch: {len(images)} picture of {images.shape[2]}x{images.shape[3]} leaves a BatchNorm one value, of "
+                "which there is no spread; expected a larger batch, or larger crops",
+                where="batch",
+            ) from None
 
 
 def _fabric(device: torch.device, *, bf16: bool) -> Fabric:

@@ -56,7 +56,7 @@ def fcn(
         dropout: before every score layer, on top of the classifier's own.
 
     Raises:
-        ConfigError: the backbone has no tap at that stride, or is finer than that.
+        ConfigError: the backbone has no tap at that stride, or is finer than that; or a setting out of its range.
 
     Example:
         >>> [skip.tap for skip in fcn(8, "vgg16", 21).heads["out"].skips]
@@ -71,14 +71,19 @@ def fcn(
         raise ConfigError(f"fcn{stride}s on {name}: it has no map of stride {stride}; expected one of {offered}")
     first = usual if context is None else context
     skips = tuple(
-        SkipConfig(tap=deepest[s], context=0 if i else first, scale=float(f"1e-{2 * i}") if at_once else 1.0)
+        SkipConfig.parse(
+            {"tap": deepest[s], "context": 0 if i else first, "scale": float(f"1e-{2 * i}") if at_once else 1.0}
+        )
         for i, s in enumerate(strides)
     )
     counts = {"out": classes} if isinstance(classes, int) else dict(classes)
     heads = {
-        head: HeadConfig(classes=n, skips=skips, upsampling=upsampling, dropout=dropout) for head, n in counts.items()
+        head: HeadConfig.parse({"classes": n, "skips": skips, "upsampling": upsampling, "dropout": dropout})
+        for head, n in counts.items()
     }
-    return ModelConfig(backbone=name, weights=weights, input=input, geometry=geometry, heads=heads)
+    return ModelConfig.parse(
+        {"backbone": name, "weights": weights, "input": input, "geometry": geometry, "heads": heads}
+    )
 
 
 fcn32s = partial(fcn, 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -49,6 +50,15 @@ def write_json(path: str | PathLike[str], data: Any) -> Path:
                 beside.unlink(missing_ok=True)
             raise
     return path
+
+
+def digest_of(model: str | PathLike[str]) -> str:
+    """SHA-256 of the weights in the folder of a model, in hexadecimal; "" where there are none to read."""
+    try:
+        with (Path(model) / "model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 @contextmanager

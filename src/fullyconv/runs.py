@@ -10,6 +10,7 @@ report.html        all of it for the eye
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fullyconv import __version__
 from fullyconv.checkpoint import load_state, read_json, refuse_others, remove, tidy, write_json
@@ -36,6 +37,10 @@ from fullyconv.records import flush, writing
 MAY_CHANGE = {"fit.device", "data.workers", "data.remember"}
 """Settings of a stage that may differ when a run is resumed: they say where to compute, not what. So may ``data.root``,
 where the folder has moved and holds the same pictures."""
+
+
+LOCK = ".lock"
+"""In the folder of a run while a process learns there: which."""
 
 
 class Run:
@@ -74,6 +79,12 @@ class Run:
             raise ConfigError(f"{folder}: holds a run; resume it, or choose another folder", where="out")
         if self.resumed:
             begun, before = Recipe.read(path), _facts_of(folder)
+            if _begun_with(folder) not in ("", _told(begun)):
+                raise ConfigError(
+                    f"{path}: was changed since the run began with it, and a run goes on as it began; put it back, or "
+                    "name another --out for a run with other settings",
+                    where="recipe",
+                )
             for where in _differences(begun, recipe, moved=_moved(begun, recipe, before)):
                 raise ConfigError(
                     f"{folder}: {where} differs from the run's own recipe.json; resume with the same recipe, or choose "
@@ -87,27 +98,37 @@ class Run:
             raise ConfigError(
                 f"{folder}: cannot be made a folder for the run: {error.strerror or error}; name another", where="out"
             ) from None
-        for place in (folder / stage.name for stage in recipe.stages):
+        self._boards: dict[str, Any] = {}
+        self._lock = _locked(folder)
+        try:
+            self._begin(recipe, facts)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+        """Tidy the folder up, and write down what is to be trained."""
+        places = [self.folder / stage.name for stage in recipe.stages]
+        for place in places:
             if not (place / "results.json").exists():
                 for name in ("best", "last"):
                     refuse_others(place / name)  # before it learns, since the model could not be kept
-        with writing(folder):
-            for place in (folder, *(folder / stage.name for stage in recipe.stages)):
+        with writing(self.folder):
+            for place in (self.folder, *places):
                 tidy(place)
-        plain = recipe.model_dump(mode="json")
+        path, plain = self.folder / "recipe.json", recipe.model_dump(mode="json")
         if not self.resumed or read_json(path) != plain:
             write_json(path, plain)  # first, since it tells whose the folder is
-        self._keep(read_log(folder))  # without half a line, to which the next would be glued
-        self._note(facts)
-        self._boards: dict[str, Any] = {}
+        self._keep(read_log(self.folder))  # without half a line, to which the next would be glued
+        self._note(facts, recipe)
 
-    def _note(self, facts: Mapping[str, Any]) -> None:
-        """Write run.json: these facts, and how the run was started, each time that it was."""
+    def _note(self, facts: Mapping[str, Any], recipe: Recipe) -> None:
+        """Write run.json: these facts, the recipe's digest, and how the run was started, each time that it was."""
         path = self.folder / "run.json"
         now = datetime.now(UTC).isoformat(timespec="seconds")
         before = read_json(path)["started"] if path.exists() else []
         started = [*before, {"at": now, "command": command(), "versions": versions()}]
-        write_json(path, {"started": started, "stages": facts})
+        write_json(path, {"started": started, "recipe_sha256": _told(recipe), "stages": facts})
 
     def rewind(self, stage: str) -> None:
         """Drop the events of a stage that are about to happen again."""
@@ -168,10 +189,58 @@ class Run:
             remove(self.folder / stage / "resume")
 
     def close(self) -> None:
-        """Flush what TensorBoard still holds."""
+        """Flush what TensorBoard still holds, and let others have the folder."""
         for board in self._boards.values():
             board.close()
         self._boards.clear()
+        if self._lock is not None:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+
+
+def _locked(folder: Path) -> TextIO | None:
+    """Hold the folder of a run until this process ends, or `Run.close`; None where the system has no such locks.
+
+    Raises:
+        ConfigError: another process holds it, or it cannot be written to.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    with writing(folder):
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        other = file.read().strip() or "of another machine"
+        file.close()
+        raise ConfigError(
+            f"{folder}: process {other} learns here; wait until it ends, or name another --out", where="out"
+        ) from None
+    except OSError:  # a file system without locks
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _told(recipe: Recipe) -> str:
+    """SHA-256 of what a recipe settles of a run, without what may change while it goes on."""
+    settings = flat(recipe.model_dump(mode="json"))
+    may = {*MAY_CHANGE, "data.root"}
+    kept = {where: value for where, value in settings.items() if where.split(".", 2)[-1] not in may}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _begun_with(folder: Path) -> str:
+    """Digest of the recipe that a run began with; "" where it was not written down."""
+    path = folder / "run.json"
+    found = read_json(path).get("recipe_sha256", "") if path.exists() else ""
+    return found if isinstance(found, str) else ""
 
 
 def holds_run(folder: Path) -> bool:

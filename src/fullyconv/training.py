@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -94,66 +94,66 @@ def train(
     facts = _facts(recipe, opened)
     run = Run(folder, recipe, facts, resume=resume) if os.environ.get("RANK", "0") == "0" else None
 
-    def tell(event: Event) -> None:
-        if run is not None:
-            run.write(event)
-            on_event(event)
+    with nullcontext() if run is None else closing(run):
 
-    for note in dict.fromkeys(note for pair in opened for data in pair for note in data.notes):
-        tell(Said(note))
-    counts = _checked(opened, tell) if check else [None] * len(opened)
-    done: dict[str, Path] = {}
-    for stage, (train_data, val_data), counted in zip(recipe.stages, opened, counts, strict=True):
-        place = folder / stage.name
-        if not (place / "results.json").exists():
+        def tell(event: Event) -> None:
             if run is not None:
-                run.rewind(stage.name)
-            resumed = resume and (place / "resume").exists()
-            model = _start(stage, train_data, done, backbone, tell, resumed=resumed)
-            gc.collect()
-            provenance = {
-                "recipe": recipe.name,
-                "data": stage.data.root,
-                "inputs": list(stage.data.inputs),
-                "seed": stage.fit.seed,
-                "command": command(),
-            }
-            with _stoppable() as stop:
-                events = fit(
-                    model,
-                    train_data,
-                    val_data,
-                    stage.fit,
-                    data=stage.data,
-                    out=place,
-                    stage=stage.name,
-                    resume=resume,
-                    counts=counted,
-                    provenance=provenance,
-                    stop=stop,
-                )
-                # Closed also when `on_event` fails, so that the state is saved.
-                with closing(events):
-                    for event in events:
-                        tell(event)
-            # Large nets had better not lie in memory twice; their graphs are circles, which only the collector finds.
-            del events, model
-            gc.collect()
-        kept = place / ("best" if (place / "best").exists() else "last")
-        done[stage.name] = kept
-        best = checkpoint.load(kept, backbone=backbone)
-        if run is not None:
-            scored = View(val_data, evenly(len(val_data), stage.fit.val_pictures))
-            each = score_each(best, scored, device=stage.fit.device, precision=stage.fit.precision)
-            total = {head: sum(matrices[1:], matrices[0]) for head, matrices in each.items()}
-            run.finish(stage.name, kept, results(total, protocol=_protocol(stage, val_data)))
-            if stage is recipe.stages[-1]:
-                write_report(folder, model=best, data=scored, each=each)
-        if stage is not recipe.stages[-1]:
-            del best
-    if run is not None:
-        run.close()
-    return best
+                run.write(event)
+                on_event(event)
+
+        for note in dict.fromkeys(note for pair in opened for data in pair for note in data.notes):
+            tell(Said(note))
+        counts = _checked(opened, tell) if check else [None] * len(opened)
+        done: dict[str, Path] = {}
+        for stage, (train_data, val_data), counted in zip(recipe.stages, opened, counts, strict=True):
+            place = folder / stage.name
+            if not (place / "results.json").exists():
+                if run is not None:
+                    run.rewind(stage.name)
+                resumed = resume and (place / "resume").exists()
+                model = _start(stage, train_data, done, backbone, tell, resumed=resumed)
+                gc.collect()
+                provenance = {
+                    "recipe": recipe.name,
+                    "data": stage.data.root,
+                    "inputs": list(stage.data.inputs),
+                    "seed": stage.fit.seed,
+                    "command": command(),
+                }
+                with _stoppable() as stop:
+                    events = fit(
+                        model,
+                        train_data,
+                        val_data,
+                        stage.fit,
+                        data=stage.data,
+                        out=place,
+                        stage=stage.name,
+                        resume=resume,
+                        counts=counted,
+                        provenance=provenance,
+                        stop=stop,
+                    )
+                    # Closed also when `on_event` fails, so that the state is saved.
+                    with closing(events):
+                        for event in events:
+                            tell(event)
+                # Large nets had better not lie in memory twice; their graphs are circles, left to the collector.
+                del events, model
+                gc.collect()
+            kept = place / ("best" if (place / "best").exists() else "last")
+            done[stage.name] = kept
+            best = checkpoint.load(kept, backbone=backbone)
+            if run is not None:
+                scored = View(val_data, evenly(len(val_data), stage.fit.val_pictures))
+                each = score_each(best, scored, device=stage.fit.device, precision=stage.fit.precision)
+                total = {head: sum(matrices[1:], matrices[0]) for head, matrices in each.items()}
+                run.finish(stage.name, kept, results(total, protocol=_protocol(stage, val_data)))
+                if stage is recipe.stages[-1]:
+                    write_report(folder, model=best, data=scored, each=each)
+            if stage is not recipe.stages[-1]:
+                del best
+        return best
 
 
 def _refuse_impossible(recipe: Recipe, *, own: bool) -> None:

@@ -40,6 +40,7 @@ def hha(
     from fullyconv.hha import Camera, nyud_camera
     from fullyconv.hha import hha as compute
     from fullyconv.images import write_image
+    from fullyconv.records import writing
     from fullyconv.values import read_depth
 
     given = (fx, fy, cx, cy)
@@ -53,6 +54,10 @@ def hha(
     there, ours = depth.resolve(), out.resolve()
     below = ours != there and ours.is_relative_to(there)
     files = sorted(path for path in maps if not (below and path.resolve().is_relative_to(ours)))
+    if not depth.is_dir():
+        raise DatasetError(
+            f"{depth}: {'a file' if depth.exists() else 'no such folder'}; expected a folder of depth maps"
+        )
     if not files:
         raise DatasetError(f"{depth}: no .png, .tif or .bmp file in it; expected a folder of depth maps")
     targets = {path: (out / path.relative_to(depth)).with_suffix(".png") for path in files}
@@ -72,7 +77,8 @@ def hha(
                     progress.console.print(f"skipped: {said}", markup=False, soft_wrap=True)
                 else:
                     refuse_escape(target, out)
-                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with writing(target.parent):
+                        target.parent.mkdir(parents=True, exist_ok=True)
                     write_image(target, found.encoded())
             progress.advance(progress.task_ids[0])
     said = f"; {kept} were there and are kept (--overwrite)" if kept else ""

@@ -71,6 +71,7 @@ def predict(
     from fullyconv.folders import (
         LARGE,
         Outcome,
+        begin_results,
         find_pictures,
         refuse_foreign,
         segment_files,
@@ -78,6 +79,7 @@ def predict(
         write_results,
     )
     from fullyconv.quick import QuickPredictor, open_quick
+    from fullyconv.records import digest_of
 
     refuse_foreign(out)
     pictures = find_pictures(with_standard_input(inputs), out=out)
@@ -112,6 +114,13 @@ def predict(
             multiscale=looks_of(scales, mirror, multiscale.looks_of(net)),
         )
     outcomes: list[Outcome] = []
+    weights = digest_of(model)
+    settings = {
+        "fullyconv": __version__,
+        "model": str(model),
+        "strategy": strategy if tile is None else f"{strategy}, tile {tile}",
+        "device": str(predictor.device),
+    }
     try:
         with counting("segmenting", len(pictures)) as progress:
             for outcome in segment_files(
@@ -122,6 +131,8 @@ def predict(
                 probabilities=probabilities,
                 overwrite=overwrite,
                 batch_size=batch,
+                weights=weights,
+                begin=lambda targets: begin_results(pictures, targets, out, weights=weights, settings=settings),
             ):
                 outcomes.append(outcome)
                 if outcome.error:
@@ -129,17 +140,7 @@ def predict(
                 progress.advance(progress.task_ids[0])
     finally:
         if outcomes:
-            results = write_results(
-                predictor,
-                outcomes,
-                out,
-                settings={
-                    "fullyconv": __version__,
-                    "model": str(model),
-                    "strategy": strategy if tile is None else f"{strategy}, tile {tile}",
-                    "device": str(predictor.device),
-                },
-            )
+            results = write_results(predictor, outcomes, out, settings=settings, weights=weights)
     count = {status: sum(o.status == status for o in outcomes) for status in ("done", "kept", "failed")}
     kept = f", {count['kept']} kept since they were there (--overwrite writes them again)" if count["kept"] else ""
     failed = f", {count['failed']} failed" if count["failed"] else ""

@@ -143,6 +143,8 @@ def train(
     The run folder gets the best model and the last, the whole recipe, a log, and report.html to look at. Ctrl-C stops
     cleanly; --resume goes on.
     """
+    from shlex import quote
+
     from fullyconv.config import Recipe
     from fullyconv.display import TrainingDisplay
     from fullyconv.flags import BESIDE_RECIPES, adjusted, by_option, recipe_of
@@ -156,6 +158,10 @@ def train(
     there = folder / "recipe.json"
     if holds_run(folder) and not resume:
         raise ConfigError(f"{folder}: holds a run; add --resume to go on with it, or name another --out", where="out")
+    if data == "":
+        raise ConfigError("DATA is empty; expected a folder of pictures and labels", where="data")
+    if resume and recipe is None and data is None and not there.exists():
+        raise ConfigError(f"{folder}: holds no run to go on with; name the run with --out", where="out")
     if recipe is None and resume and (data is None or (holds_run(folder) and given <= BESIDE_RECIPES)):
         recipe = there  # what is not said is the run's own
     if recipe is not None:
@@ -171,7 +177,7 @@ def train(
     except ConfigError as error:
         raise (by_option(error, context.params) if recipe is None else error) from None
     except KeyboardInterrupt:
-        print(f"stopped; go on with: fullyconv train --out {folder} --resume", file=sys.stderr)
+        print(f"stopped; go on with: fullyconv train --out {quote(str(folder))} --resume", file=sys.stderr)
         raise typer.Exit(130) from None
     if settings.published:
         from rich.console import Console
@@ -181,4 +187,4 @@ def train(
 
         Console().print(published_table(settings.published, read_json(folder / "results.json")))
     print(f"trained: {folder}\nreport:  {folder / 'report.html'}")
-    print(f"next:    fullyconv predict {folder} PICTURES --out segmented")
+    print(f"next:    fullyconv predict {quote(str(folder))} PICTURES --out segmented")

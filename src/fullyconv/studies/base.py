@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from fullyconv.errors import ConfigError
@@ -245,7 +246,7 @@ class Result:
             axes = figure.subplots(1, max(count, 1), squeeze=False)[0]
             figure.suptitle(self.question, x=0.01, ha="left", fontweight="bold", wrap=True)
             if self.shown:
-                self._bars(axes[0])
+                self._bars(axes[0], 70 * count)
                 if self.published or self.net or self.data:
                     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower left")
             # Colours of bars say who measured, those of lines what: no colour does both.
@@ -272,7 +273,8 @@ class Result:
         """Places for bars: of each name one for each source."""
         return len(self._names()) * (1 + len({row.source for row in self.published}))
 
-    def _bars(self, axis: Any) -> None:
+    def _bars(self, axis: Any, letters: int) -> None:
+        """Draw the bars, with ``letters`` of room in a line of the legend."""
         at = next(i for i, column in enumerate(self.columns) if column.name == self.shown)
         names = self._names()
         sources = dict.fromkeys(row.source for row in (*self.rows, *self.published))
@@ -282,7 +284,7 @@ class Result:
             thick = 0.8 / len(sources)
             places = [names.index(name) + (number - (len(sources) - 1) / 2) * thick for name, _ in drawn]
             here = "; ".join(part for part in ("measured here", self.net, self.data) if part)
-            bars = axis.barh(places, [value for _, value in drawn], 0.9 * thick, label=source or here)
+            bars = axis.barh(places, [value for _, value in drawn], 0.9 * thick, label=fill(source or here, letters))
             axis.bar_label(bars, [self.columns[at].text(value) for _, value in drawn], padding=2, fontsize=8)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
