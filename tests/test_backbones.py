@@ -20,7 +20,7 @@ import torchvision
 from rarefiable import Do
 from torch import Tensor, nn
 
-from fullyconv import backbones
+from fullyconv import backbones, checkpoint
 from fullyconv.backbones import BACKBONES, PAD, Backbone, Spec, backbone, describe
 from fullyconv.building import build
 from fullyconv.config import INPUTS, Geometry, HeadConfig, InputConfig, ModelConfig, SkipConfig
@@ -744,3 +744,14 @@ def test_maps_of_one_cell_and_strides_below_one_have_a_backbone() -> None:
     config = ModelConfig(backbone="x", heads={"out": HeadConfig(classes=3, skips=(SkipConfig(tap="stride1_2"),))})
     with pytest.raises(AlignmentError, match=r"the coarsest map lies at .*; expected a whole stride"):
         build(config, backbone=finer)
+
+
+@pytest.mark.parametrize("name", ["tinyvgg", "timm/resnet10t"])
+def test_a_model_of_ours_gives_its_backbone_to_the_next(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(fcn16s(name, classes=3, weights=None))
+    file = checkpoint.save(model, tmp_path / "model") / "model.safetensors"
+    other = build(fcn8s(name, classes=7, weights=str(file)))
+    kept = {key: value for key, value in model.backbone.state_dict().items() if "num_batches" not in key}
+    assert len(kept) > 10
+    assert all(torch.equal(other.backbone.state_dict()[key], value) for key, value in kept.items())

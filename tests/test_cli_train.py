@@ -300,3 +300,12 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
     assert said in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_of_nothing_but_void_have_no_score(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncat\n")
+    mini.put(tmp_path / "images/val/a.png", np.zeros((20, 30, 3), np.uint8))
+    mini.put(tmp_path / "labels/val/a.png", np.full((20, 30), 255, np.uint8))
+    code, out, err = run("evaluate", model, tmp_path)
+    assert (code, out) == (2, "")
+    assert "no pixel of val has a label, all are void; expected some to score" in err

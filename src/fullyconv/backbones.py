@@ -293,7 +293,7 @@ def backbone(
         name: a name in `BACKBONES`, ``timm/<name>``, or a module: a classifier, which goes through surgery, or a net
             that returns one or several maps, which is taken as it is.
         weights: "default" (the published ones), a .safetensors, .pth or .caffemodel file of the classifier's weights,
-            or None for random ones (a module keeps its own).
+            or of a model of ours on the same backbone, or None for random ones (a module keeps its own).
         input: the preprocessing that the weights expect; None: what their file tells, or the published weights' own.
             With more than three channels, the first layer is widened: new channels get the mean of the others'
             weights, as the authors did (`fullyconv.variants.widen_input`; a module of your own reads what it reads).
@@ -337,7 +337,7 @@ def backbone(
         if weights == "default":
             transplant_all(_published(name, spec), made.net, f"the published weights of {name}", only=named)
         elif weights is not None:
-            transplant_all(read_weights(weights), made.net, weights, only=named)
+            transplant_all(_own(read_weights(weights)), made.net, weights, only=named)
     if not isinstance(name, Backbone) and made.plan is None and (geometry, pools) != ("same", "keep"):
         raise ConfigError(f"{name}: gives maps and is taken as it is; geometry and pools are for classifiers")
     reads = sum(len(config.mean) for config in made.inputs)
@@ -402,6 +402,18 @@ def transplant_all(
             missing=missing,
             unexpected=done.unexpected,
         )
+
+
+def _own(source: Mapping[str, Tensor], inside: str = "") -> Mapping[str, Tensor]:
+    """Weights of a classifier; of a whole model of ours, which may go on from where it is, those of its backbone.
+
+    Args:
+        source: by name, as in the file.
+        inside: how the names of the backbone's own net go on in a model of ours.
+    """
+    prefix = f"backbone.net.{inside}"
+    own = {name.removeprefix(prefix): tensor for name, tensor in source.items() if name.startswith(prefix)}
+    return own or source
 
 
 def _published(name: str, spec: Spec) -> Mapping[str, Tensor]:
@@ -712,5 +724,6 @@ def _from_timm(name: str, weights: str | None, input: InputConfig | None) -> Bac
     if weights not in (None, "default"):
         # timm writes the dots of some module names as underscores when it keeps the maps alone.
         own = {key.removeprefix("model.").replace(".", "_"): key for key in net.state_dict()}
-        transplant_all(read_weights(weights), net, weights, rename=lambda key: own.get(key.replace(".", "_")))
+        source = _own(read_weights(weights), inside="net.")
+        transplant_all(source, net, weights, rename=lambda key: own.get(key.replace(".", "_")))
     return made

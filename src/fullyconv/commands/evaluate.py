@@ -55,6 +55,7 @@ def evaluate(
 
     from fullyconv import checkpoint, datasets, evaluation, multiscale, runs
     from fullyconv.display import counting, scores_table
+    from fullyconv.errors import DatasetError
     from fullyconv.flags import looks_of, scored_inputs, strategy_of
 
     net = checkpoint.load(model)
@@ -76,6 +77,8 @@ def evaluate(
             multiscale=looks,
             on_progress=lambda done, total: progress.update(progress.task_ids[0], completed=done, total=total),
         )
+    if not any(matrix.counts.any() for matrix in matrices.values()):
+        raise DatasetError(f"{data}: no pixel of {split} has a label, all are void; expected some to score")
     said = evaluation.protocol(pictures, strategy=chosen, device=device, precision=precision, multiscale=looks)
     results = evaluation.results(matrices, protocol={"model": str(model), "data": data, **said})
     if str(json) != "-":

@@ -40,7 +40,8 @@ def train(
         str,
         typer.Option(
             metavar="FILE|default|none",
-            help="The classifier's: a .safetensors, .pth or .caffemodel file, published (downloaded once), or random.",
+            help="The classifier's: a .safetensors, .pth or .caffemodel file, or RUN/model.safetensors of a run on the "
+            "same backbone; published (downloaded once); or random.",
         ),
     ] = "default",
     input: Annotated[
