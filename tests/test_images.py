@@ -331,3 +331,12 @@ def test_of_other_channels_something_can_be_shown() -> None:
     assert (grey == grey[..., :1]).all()
     assert visible(np.full((2, 2, 1), 5, np.float32)).max() == 0
     assert np.array_equal(overlay(fused, np.zeros((20, 30), np.uint8), THREE, 0), PHOTO)
+
+
+@pytest.mark.parametrize(("value", "dark"), [(b"\x0f\xff", True), (b"\x10\x00", False)])
+def test_twelve_bits_in_sixteen_are_told_for_colours_as_for_grey(tmp_path: Path, value: bytes, dark: bool) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 1, 16, 2, b"\x00" + value * 6))
+    (note,) = read_image(path).notes
+    assert note.startswith("16 bits a channel reduced to 8")
+    assert ("it uses few of them and is dark: rescale it" in note) is dark

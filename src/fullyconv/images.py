@@ -45,6 +45,9 @@ SUFFIXES = frozenset((
 # fmt: on
 """Endings (lower case) by which a file in a folder is taken for a picture. What it holds is found by reading it."""
 
+REDUCED = "16 bits a channel reduced to 8"
+DARK = "it uses few of them and is dark: rescale it if it was meant brighter"
+
 
 @dataclass(frozen=True)
 class ReadImage:
@@ -95,6 +98,8 @@ def read_image(
         notes += _notes_before_load(image)
         load(image)
         pixels = _to_rgb(image, background, notes)
+        if REDUCED in notes and pixels.max() < 16:  # 12 bits, say, of a camera or a microscope
+            notes[notes.index(REDUCED)] += f"; {DARK}"
         pixels = make_upright(image, pixels, notes)
         if not isinstance(picture, Image.Image):
             notes += _notes_on_frames(image)
@@ -238,7 +243,7 @@ def _from_numbers(image: Image.Image, background: tuple[int, int, int], notes: l
         notes.append(f"32-bit integers in {low}..{high} taken as 0..255")
         grey = values.astype(np.uint8)
     elif image.mode != "F" and low >= 0 and high <= 65535:
-        dark = "; it uses few of them and is dark: rescale it if it was meant brighter" if high < 4096 else ""
+        dark = f"; {DARK}" if high < 4096 else ""
         notes.append(f"16 bits scaled to 8 (divided by 257; values {low}..{high}){dark}")
         grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     else:
@@ -255,7 +260,7 @@ def _from_numbers(image: Image.Image, background: tuple[int, int, int], notes: l
 def _notes_before_load(image: Image.Image) -> Iterator[str]:
     """What can be seen only before ``load()``, which forgets how the pixels were stored."""
     if any(re.search(r"[^I];16[BLNS]", raw) for raw in raw_modes(image)):
-        yield "16 bits a channel reduced to 8"
+        yield REDUCED
     tags = getattr(image, "tag_v2", {})
     if (turn := tags.get(0x0112, 1)) in UPRIGHT:
         yield f"turned upright (EXIF orientation {turn})"
