@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fullyconv import Grid, build, explain, presets, rarefy, shift_and_stitch
-from fullyconv.backbones import describe
+from fullyconv.backbones import BACKBONES
 from fullyconv.config import INPUTS, DataConfig, FitConfig, ModelConfig
 from fullyconv.datasets.scenes import KINDS, Scenes
 from fullyconv.demo import SIZE, train_classifier
@@ -413,9 +413,9 @@ def patch_cost(out: Path) -> str:
     """The cost of windows one by one, and in one run over the picture."""
     rows = []
     for name, window in (("caffenet", 227), ("vgg16", 224), ("tinyvgg", 96)):
-        surgery = describe(name).plan
-        assert surgery is not None
-        net, side = surgery.apply(verify=False), 500
+        spec, side = BACKBONES[name], 500
+        with torch.device("meta"):
+            net = plan(spec.classifier(), image_size=spec.image_size, pool=spec.pool).apply(verify=False)
         image = torch.empty(1, 3, side, side, device="meta")
         with torch.no_grad():
             cells = net.eval()(image).shape[-2:]
