@@ -466,9 +466,9 @@ def _from_classifier(
         taps = {f"stride{stride}": node for stride, node in find_taps(dense, surgery.scores, located).items()}
     measured = {name: _measure(name, located[node], size) for name, node in taps.items()}
     if verify:
-        for side in (size + surgery.alignment, 2 * size + surgery.alignment):
-            others = locate(dense, channels=channels, size=(side, side))
-            _refuse_moved(type(classifier).__name__, measured, [others[node] for node in taps.values()], size, side)
+        side = 2 * size + surgery.alignment
+        others = locate(dense, channels=channels, size=(side, side))
+        _refuse_moved(type(classifier).__name__, measured, [others[node] for node in taps.values()], size, side)
     trunk = cut(dense, list(taps.values()))
     inside = {node.name for node in trunk.graph.nodes}
     lacking = [
@@ -550,13 +550,13 @@ def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int, c
     # Of several maps of one stride the last, which is the deepest, has the plain name.
     names = [f"{label}_{i}" if label in plain[i + 1 :] else label for i, label in enumerate(plain)]
     taps = {label: _measure(label, out, size) for label, out in zip(names, outputs, strict=True)}
-    for side in (size + alignment, 2 * size + alignment):
-        if not _runs(net, channels, side):
-            raise SurgeryError(
-                f"{name}: it runs on pictures of {size}x{size} but not on larger ones, as nets with attention over a "
-                "fixed number of positions; expected a net for any size"
-            )
-        _refuse_moved(name, taps, locate_outputs(net, channels=channels, size=(side, side)), size, side)
+    side = 2 * size + alignment
+    if not _runs(net, channels, side):
+        raise SurgeryError(
+            f"{name}: it runs on pictures of {size}x{size} but not on larger ones, as nets with attention over a fixed "
+            "number of positions; expected a net for any size"
+        )
+    _refuse_moved(name, taps, locate_outputs(net, channels=channels, size=(side, side)), size, side)
     return Backbone(_Maps(net), taps, input=input, minimum=_smallest(net, channels, alignment, size))
 
 
