@@ -72,9 +72,7 @@ def verify(plan: Plan, dense: torch.fx.GraphModule) -> None:
             native = _Steps(dense, keep=True)
             got = _first(native.run(pictures))
             if plan.exact and not _difference(want, got) < _tolerance(want):
-                net, dense, pictures, want = _in_double(plan, net, dense, pictures, want)
-                native = _Steps(dense, keep=True)
-                got = _first(native.run(pictures))
+                net, dense, pictures, want, native, got = _in_double(plan, net, dense, pictures, want, native, got)
             if plan.exact:
                 _compare(plan, want, got, lambda: _parting(net, dense, pictures))
             beyond = _Steps(dense, keep=True)
@@ -171,8 +169,14 @@ def revive(net: nn.Module, pictures: Tensor) -> None:
 
 
 def _in_double(
-    plan: Plan, net: nn.Module, dense: torch.fx.GraphModule, pictures: Tensor, want: Tensor
-) -> tuple[nn.Module, torch.fx.GraphModule, Tensor, Tensor]:
+    plan: Plan,
+    net: nn.Module,
+    dense: torch.fx.GraphModule,
+    pictures: Tensor,
+    want: Tensor,
+    native: _Steps,
+    got: Tensor,
+) -> tuple[nn.Module, torch.fx.GraphModule, Tensor, Tensor, _Steps, Tensor]:
     """The same comparison in float64, where nothing that differs is due to rounding; as it is, where none can be had.
 
     In single precision two sums in different orders differ by more than a tolerance that finds small errors, where
@@ -182,10 +186,10 @@ def _in_double(
         exact = copy.deepcopy(net).double()
         read = replace(plan, net=exact).apply(verify=False).eval()
         scores = _first(exact(pictures.double()))
-        _first(_Steps(read).run(pictures.double()))
-        return exact, read, pictures.double(), scores
+        steps = _Steps(read, keep=True)
+        return exact, read, pictures.double(), scores, steps, _first(steps.run(pictures.double()))
     except (RuntimeError, SurgeryError):  # a forward that makes tensors of a type of its own
-        return net, dense, pictures, want
+        return net, dense, pictures, want, native, got
 
 
 def _vectors(got: Tensor, want: Tensor) -> Tensor:
