@@ -316,7 +316,7 @@ def backbone(
     """
     lookup("geometry", geometry, dict.fromkeys(get_args(Geometry)))
     lookup("pools", pools, dict.fromkeys(("keep", "convolution")))
-    if taps and (isinstance(name, (str, Backbone))):
+    if taps and isinstance(name, (str, Backbone)):
         raise ConfigError(f"taps: got {', '.join(taps)}; they are named in classifiers of your own only", where="taps")
     if isinstance(name, nn.Module):
         if weights not in (None, "default"):
