@@ -328,7 +328,7 @@ def learning(one: Learnt, *, of: str = "all") -> str:
 
 
 def history(model: Path) -> list[str]:
-    """How a model that somebody has trained learnt, for the notes; or that it is not known, where it is in no run that is done."""
+    """How somebody's model learnt, for the notes; or that it is not known, where its folder is not that of a run."""
     if not all((model / name).is_file() for name in ("recipe.json", "run.json", "results.json")):
         return ["How this net learnt is not known: its folder is not that of a run."]
     one = outcome(model.name, model)
