@@ -79,7 +79,7 @@ class Run:
             raise ConfigError(f"{folder}: holds a run; resume it, or choose another folder", where="out")
         if self.resumed:
             begun, before = Recipe.read(path), _facts_of(folder)
-            if _begun_with(folder) not in ("", _told(begun)):
+            if _begun_with(folder) not in ("", _told(read_json(path))):
                 raise ConfigError(
                     f"{path}: was changed since the run began with it, and a run goes on as it began; put it back, or "
                     "name another --out for a run with other settings",
@@ -128,7 +128,7 @@ class Run:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         before = read_json(path)["started"] if path.exists() else []
         started = [*before, {"at": now, "command": command(), "versions": versions()}]
-        write_json(path, {"started": started, "recipe_sha256": _told(recipe), "stages": facts})
+        write_json(path, {"started": started, "recipe_sha256": _told(recipe.model_dump(mode="json")), "stages": facts})
 
     def rewind(self, stage: str) -> None:
         """Drop the events of a stage that are about to happen again."""
@@ -228,9 +228,9 @@ def _locked(folder: Path) -> TextIO | None:
     return file
 
 
-def _told(recipe: Recipe) -> str:
-    """SHA-256 of what a recipe settles of a run, without what may change while it goes on."""
-    settings = flat(recipe.model_dump(mode="json"))
+def _told(recipe: Any) -> str:
+    """SHA-256 of what recipe.json settles of a run, as it stands there, without what may change while it goes on."""
+    settings = flat(recipe)
     may = {*MAY_CHANGE, "data.root"}
     kept = {where: value for where, value in settings.items() if where.split(".", 2)[-1] not in may}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
