@@ -13,13 +13,14 @@ import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from fullyconv.backbones import Backbone, Tap
+from fullyconv.backbones import Backbone
 from fullyconv.config import INPUTS, Classes, HeadConfig, MultiScale, SkipConfig
 from fullyconv.datasets.base import Sample
 from fullyconv.errors import ConfigError, DatasetError, ImageError
 from fullyconv.evaluation import evaluate, protocol, results
 from fullyconv.geometry import Grid
 from fullyconv.inference import Predictor, tiled
+from fullyconv.maps import Tap
 from fullyconv.metrics import ConfusionMatrix
 from fullyconv.model import FCN
 

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fullyconv import images, inference
-from fullyconv.backbones import Backbone, Tap, backbone
+from fullyconv.backbones import Backbone, backbone
 from fullyconv.building import build
 from fullyconv.config import INPUTS, HeadConfig, ModelConfig, SkipConfig
 from fullyconv.errors import ConfigError, ImageError
 from fullyconv.geometry import Grid
 from fullyconv.inference import Predictor, tiled, whole
+from fullyconv.maps import Tap
 from fullyconv.model import FCN
 from fullyconv.tiling import plan
 

@@ -46,6 +46,7 @@ LAYERS = (
         "datasets.base",
     },
     {
+        "maps",
         "backbones",
         "model",
         "rarefaction",
@@ -141,6 +142,7 @@ NEIGHBOURS = {
     "taps": {"locate", "places"},
     "parts": {"locate", "places", "taps"},
     "variants": {"locate", "tracing"},
+    "backbones": {"maps"},
     "stitching": {"rarefaction"},
     "checking": {"diagnosis", "census", "duplicates", "misfits"},
     "misfits": {"agreement", "diagnosis"},
@@ -148,7 +150,7 @@ NEIGHBOURS = {
     "images": {"opening"},
     "values": {"opening"},
     "labels": {"opening", "values"},
-    "model": {"backbones"},
+    "model": {"backbones", "maps"},
     "datasets": {
         f"datasets.{name}"
         for name in ("folder", "scenes", "voc", "sbd", "nyud", "siftflow", "pascal_context", "cityscapes", "ade20k")

@@ -20,11 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fullyconv
 from fullyconv import Predictor, inference, margins, presets, runners
-from fullyconv.backbones import Backbone, Tap
+from fullyconv.backbones import Backbone
 from fullyconv.config import INPUTS, HeadConfig, InputConfig, SkipConfig
 from fullyconv.devices import autocast
 from fullyconv.errors import SurgeryError
 from fullyconv.locate import locate, positions
+from fullyconv.maps import Tap
 from fullyconv.margins import Margined
 from fullyconv.model import FCN
 from fullyconv.taps import cut

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 import fullyconv
 from fullyconv import checkpoint, images
-from fullyconv.backbones import Backbone, Tap
+from fullyconv.backbones import Backbone
 from fullyconv.config import Classes, HeadConfig, InputConfig, MultiScale, SkipConfig
 from fullyconv.errors import ConfigError
 from fullyconv.evaluation import evaluate, protocol
 from fullyconv.geometry import Grid
 from fullyconv.inference import Predictor, choose, tiled, whole
 from fullyconv.labels import write_labels
+from fullyconv.maps import Tap
 from fullyconv.model import FCN
 from fullyconv.multiscale import averaged
 from fullyconv.quick import open_quick

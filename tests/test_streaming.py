@@ -15,12 +15,13 @@ from test_inference import Stack, array, excited, fcn, nets, picture, takes
 from torch import Tensor
 
 from fullyconv import dense, images, tiling
-from fullyconv.backbones import Backbone, Tap
+from fullyconv.backbones import Backbone
 from fullyconv.building import build
 from fullyconv.config import INPUTS, HeadConfig, ModelConfig, SkipConfig
 from fullyconv.errors import ConfigError, ImageError
 from fullyconv.geometry import Grid
 from fullyconv.inference import Predictor, tiled, whole
+from fullyconv.maps import Tap
 from fullyconv.model import FCN
 from fullyconv.opening import read_size
 from fullyconv.streaming import choose_tile, label_rows, segment_raster

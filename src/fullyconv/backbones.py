@@ -12,9 +12,8 @@ import functools
 import math
 import urllib.error
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -22,15 +21,13 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from fullyconv.classifiers import BVLCGoogLeNet, CaffeNet, TinyVGG
 from fullyconv.config import INPUTS, Geometry, InputConfig
-from fullyconv.errors import AlignmentError, CheckpointError, ConfigError, SurgeryError, UnknownName, first_line
-from fullyconv.geometry import Grid
-from fullyconv.locate import Located, locate, locate_outputs, positions
+from fullyconv.errors import CheckpointError, ConfigError, SurgeryError, UnknownName, first_line
+from fullyconv.locate import locate, locate_outputs, positions
 from fullyconv.lookup import lookup
-from fullyconv.places import Lost, Place
+from fullyconv.maps import Maps, Tap, measure, refuse_moved, runs, smallest
 from fullyconv.surgery import Plan, Pool, plan
 from fullyconv.taps import cut, find_taps
 from fullyconv.transplant import transplant
@@ -41,38 +38,6 @@ CHANNELS = 3
 """Of the pictures that classifiers known by name are made for."""
 PAD = 100
 """Pixels by which the authors' first layers pad: for any picture, fc6 then finds its 7x7 cells."""
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A map that a backbone offers.
-
-    Attributes:
-        channels: of the map.
-        grid: where its cells lie on the picture that goes in.
-        surplus: cells beyond size / stride, at sizes that are multiples of the alignment; negative for nets that do not
-            pad.
-        spread: pixels by which maps that the net adds up lie off that grid, see `fullyconv.locate.Place`.
-        inside: pixels of which the strides of all maps that it is made of are divisors.
-    """
-
-    channels: int
-    grid: Grid
-    surplus: int = 0
-    spread: Fraction = Fraction(0)
-    inside: int = 1
-
-    @property
-    def alignment(self) -> int:
-        """Pixels of which sizes and cuts of a picture are to be multiples, so that no map inside has part of a cell.
-
-        Example:
-            An hourglass: a map of stride 4, to which one of stride 16 was added.
-
-            >>> Tap(8, Grid().conv(4, stride=4), inside=16).alignment
-            16
-        """
-        return math.lcm(self.inside, self.grid.stride.numerator)
 
 
 class Backbone(nn.Module):
@@ -464,11 +429,11 @@ def _from_classifier(
         taps = {name: _node_of(dense, path) for name, path in names.items()}
     else:
         taps = {f"stride{stride}": node for stride, node in find_taps(dense, surgery.scores, located).items()}
-    measured = {name: _measure(name, located[node], size) for name, node in taps.items()}
+    measured = {name: measure(name, located[node], size) for name, node in taps.items()}
     if verify:
         side = 2 * size + surgery.alignment
         others = locate(dense, channels=channels, size=(side, side))
-        _refuse_moved(type(classifier).__name__, measured, [others[node] for node in taps.values()], size, side)
+        refuse_moved(type(classifier).__name__, measured, [others[node] for node in taps.values()], size, side)
     trunk = cut(dense, list(taps.values()))
     inside = {node.name for node in trunk.graph.nodes}
     lacking = [
@@ -478,11 +443,11 @@ def _from_classifier(
         if node in inside
     ]
     minimum = math.ceil(max(lacking))
-    if border is not None and _runs(trunk, channels, 2 * border + 1):
+    if border is not None and runs(trunk, channels, 2 * border + 1):
         minimum = 1  # the border makes even a single pixel large enough
-    elif border is None and not _runs(trunk, channels, minimum):
+    elif border is None and not runs(trunk, channels, minimum):
         # A reflection needs more cells than one.
-        minimum += bisect.bisect_left(range(minimum, size), True, key=lambda side: _runs(trunk, channels, side))
+        minimum += bisect.bisect_left(range(minimum, size), True, key=lambda side: runs(trunk, channels, side))
     # Without the classifier, a second copy of whose weights would be kept, and copied, with the backbone.
     return Backbone(trunk, measured, input=input, minimum=minimum, plan=replace(surgery, net=None), border=border)
 
@@ -514,22 +479,6 @@ def _first_padding(dense: torch.fx.GraphModule) -> int:
     return int(padding[0])
 
 
-def _measure(name: str, located: Located, size: int) -> Tap:
-    place = located.where
-    if not isinstance(place, Place) or place.axes != (-2, -1) or len(located.shape) != 4:
-        reason = place.reason if isinstance(place, Lost) else f"it has shape {located.shape}, expected (B, C, h, w)"
-        raise SurgeryError(
-            f"the map '{name}' lies nowhere on the picture: {reason}; expected a net of convolutions and pools, whose "
-            "maps keep their rows and columns (vision transformers do not)",
-            path=name,
-        )
-    try:
-        grid = place.grid
-    except AlignmentError as error:
-        raise SurgeryError(f"the map '{name}': {error}", path=name) from None
-    return Tap(located.shape[1], grid, located.shape[2] - int(size / grid.stride), place.spread, place.alignment)
-
-
 def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int, channels: int = CHANNELS) -> Backbone:
     """A net that returns maps, taken as it is: one tap for each, named by its stride."""
     outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))
@@ -539,7 +488,7 @@ def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int, c
             "lists or dictionaries of them"
         )
     try:
-        measured = [_measure(f"output {i}", out, image_size) for i, out in enumerate(outputs)]
+        measured = [measure(f"output {i}", out, image_size) for i, out in enumerate(outputs)]
     except SurgeryError as error:
         raise SurgeryError(f"{name}: {error}", path=error.path) from None
     alignment = math.lcm(*(tap.alignment for tap in measured))
@@ -549,72 +498,15 @@ def _from_maps(net: nn.Module, name: str, input: InputConfig, image_size: int, c
     plain = [f"stride{tap.grid.stride}".replace("/", "_") for tap in measured]  # a name of modules has no point
     # Of several maps of one stride the last, which is the deepest, has the plain name.
     names = [f"{label}_{i}" if label in plain[i + 1 :] else label for i, label in enumerate(plain)]
-    taps = {label: _measure(label, out, size) for label, out in zip(names, outputs, strict=True)}
+    taps = {label: measure(label, out, size) for label, out in zip(names, outputs, strict=True)}
     side = 2 * size + alignment
-    if not _runs(net, channels, side):
+    if not runs(net, channels, side):
         raise SurgeryError(
             f"{name}: it runs on pictures of {size}x{size} but not on larger ones, as nets with attention over a fixed "
             "number of positions; expected a net for any size"
         )
-    _refuse_moved(name, taps, locate_outputs(net, channels=channels, size=(side, side)), size, side)
-    return Backbone(_Maps(net), taps, input=input, minimum=_smallest(net, channels, alignment, size))
-
-
-def _refuse_moved(name: str, taps: Mapping[str, Tap], located: Sequence[Located], size: int, side: int) -> None:
-    """Refuse maps that lie elsewhere on a picture of another size, of which one place would be told for all sizes.
-
-    Args:
-        taps: as they lie on pictures of ``size``.
-        located: the same maps on pictures of ``side``, in order.
-
-    Raises:
-        SurgeryError: a map lies elsewhere, or has another channel count or border.
-    """
-    for (label, tap), out in zip(taps.items(), located, strict=True):
-        try:
-            there = _measure(label, out, side)
-        except SurgeryError as error:
-            raise SurgeryError(f"{name}, on pictures of {side}x{side}: {error}", path=label) from None
-        if there != tap:
-            raise SurgeryError(
-                f"{name}: the map '{label}' has stride {float(tap.grid.stride):g} and offset "
-                f"{float(tap.grid.offset):g} on pictures of {size}x{size}, and {float(there.grid.stride):g} and "
-                f"{float(there.grid.offset):g} on those of {side}x{side}, as where a picture is padded, cropped or "
-                "resized to a size inside the net; expected maps that lie alike on pictures of all sizes. Do that "
-                "before the net",
-                path=label,
-            )
-
-
-def _smallest(net: nn.Module, channels: int, alignment: int, size: int) -> int:
-    """The smallest multiple of the alignment at which a net runs, found by trying (nothing is computed).
-
-    Args:
-        size: a multiple at which it does.
-    """
-    return next(side for side in range(alignment, size + 1, alignment) if side == size or _runs(net, channels, side))
-
-
-def _runs(net: nn.Module, channels: int, side: int) -> bool:
-    """Whether every map of a net has a cell on a picture of this side; nothing is computed."""
-    try:
-        outputs = locate_outputs(net, channels=channels, size=(side, side))
-    except SurgeryError:
-        return False
-    return all(min(out.shape) >= 1 for out in outputs)
-
-
-class _Maps(nn.Module):
-    """The maps of a net, however it returns them: as `locate_outputs` finds them, nothing but tensors."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        # While a net is traced, what stands for its maps is no tensor yet.
-        maps: list[Any] = tree_leaves(self.net(image))
-        return tuple(of for of in maps if isinstance(of, (Tensor, torch.fx.Proxy)))  # type: ignore[misc]
+    refuse_moved(name, taps, locate_outputs(net, channels=channels, size=(side, side)), size, side)
+    return Backbone(Maps(net), taps, input=input, minimum=smallest(net, channels, alignment, size))
 
 
 def _from_object(

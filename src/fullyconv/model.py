@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fullyconv.backbones import Backbone, Tap
+from fullyconv.backbones import Backbone
 from fullyconv.config import Classes, HeadConfig, InputConfig, ModelConfig, SkipConfig, Upsampling
 from fullyconv.errors import AlignmentError, ConfigError
 from fullyconv.geometry import Grid, Pixels
 from fullyconv.lookup import lookup
+from fullyconv.maps import Tap
 from fullyconv.upsample import Border, Interpolate, Nearest, Steps, Upsample, transposed_geometry
 
 RESOLUTIONS = {"half": Fraction(1, 2), "equal": Fraction(1), "double": Fraction(2)}

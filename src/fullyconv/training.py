@@ -145,12 +145,7 @@ def train(
             done[stage.name] = kept
             best = checkpoint.load(kept, backbone=backbone)
             if run is not None:
-                scored = View(val_data, evenly(len(val_data), stage.fit.val_pictures))
-                each = score_each(best, scored, device=stage.fit.device, precision=stage.fit.precision)
-                total = {head: sum(matrices[1:], matrices[0]) for head, matrices in each.items()}
-                run.finish(stage.name, kept, results(total, protocol=_protocol(stage, val_data)))
-                if stage is recipe.stages[-1]:
-                    write_report(folder, model=best, data=scored, each=each)
+                _score(best, stage, val_data, run, kept, last=stage is recipe.stages[-1])
             if stage is not recipe.stages[-1]:
                 del best
         return best
@@ -357,6 +352,21 @@ def _facts(recipe: Recipe, opened: Sequence[tuple[SegmentationDataset, Segmentat
         }
         for stage, (train_data, val_data) in zip(recipe.stages, opened, strict=True)
     }
+
+
+def _score(best: FCN, stage: Stage, val_data: SegmentationDataset, run: Run, kept: Path, *, last: bool) -> None:
+    """Score the best model of a stage on val into the run's results; with the last goes the report.
+
+    Args:
+        kept: the folder that the model was read from.
+        last: of all stages.
+    """
+    scored = View(val_data, evenly(len(val_data), stage.fit.val_pictures))
+    each = score_each(best, scored, device=stage.fit.device, precision=stage.fit.precision)
+    total = {head: sum(matrices[1:], matrices[0]) for head, matrices in each.items()}
+    run.finish(stage.name, kept, results(total, protocol=_protocol(stage, val_data)))
+    if last:
+        write_report(run.folder, model=best, data=scored, each=each)
 
 
 def _start(
