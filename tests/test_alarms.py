@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_fits import PLAIN, net, of, pictures, recipe, settings, unchecked
 
 from fullyconv import alarms, checkpoint
+from fullyconv.datasets import Sample
 from fullyconv.errors import TrainingError
 from fullyconv.events import Alarm, Event, Step
 from fullyconv.fitting import fit
+from fullyconv.sampling import View
 from fullyconv.training import train
 
 
@@ -85,3 +89,16 @@ def test_scores_that_start_out_large_are_an_alarm() -> None:
             p.normal_(std=30)
     kinds = [alarm.kind for alarm in of(Alarm, fit(model, pictures(4), None, settings(steps=1), data=PLAIN))]
     assert "start" in kinds
+
+
+class Void(View):
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return replace(sample, labels={head: np.full_like(labels, 255) for head, labels in sample.labels.items()})
+
+
+def test_val_without_a_labelled_pixel_is_told_once() -> None:
+    val = Void(pictures(2), range(2))
+    seen = of(Alarm, fit(net(), pictures(4), val, unchecked(steps=3, evaluate_every=1), data=PLAIN))
+    assert [alarm.kind for alarm in seen] == ["unscored"]
+    assert "val has no labelled pixel for head 'out'" in seen[0].message

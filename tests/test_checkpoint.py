@@ -464,3 +464,9 @@ def test_a_full_disk_as_safetensors_tells_it_is_told_and_a_mistake_of_ours_stays
         save(tiny(), tmp_path / "m")
     assert ("m/model.safetensors: cannot be written" in str(caught.value)) is refused
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_around_a_model_names_the_one_inside(tmp_path: Path) -> None:
+    checkpoint.save(tiny(), tmp_path / "run/fcn8s/best")
+    with pytest.raises(CheckpointError, match=r"fcn8s: holds no model itself; name the one in .*run/fcn8s/best$"):
+        checkpoint.load(tmp_path / "run/fcn8s")

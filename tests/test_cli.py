@@ -102,6 +102,14 @@ def test_explain_of_an_unknown_name_says_what_is_near(run: Run) -> None:
     assert "no model folder, backbone or preset 'resnet81'; did you mean 'resnet18'" in err
 
 
+@pytest.mark.parametrize("option", [("--backbone", "resnet18"), ("--classes", "3"), ("--geometry", "same")])
+def test_explain_takes_what_goes_with_a_preset_with_presets_only(run: Run, option: tuple[str, str]) -> None:
+    code, out, err = run("explain", "tinyvgg", *option)
+    assert (code, out) == (2, "")
+    assert f"{option[0]}: goes with a preset (fcn32s, fcn16s, fcn8s, fcn4s, fcn2s" in err
+    assert "and tinyvgg is none" in err
+
+
 def test_info_names_versions_and_devices(run: Run) -> None:
     code, out, _ = run("info")
     assert code == 0

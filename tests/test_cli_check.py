@@ -11,6 +11,7 @@ import pytest
 from conftest import Run
 
 from fullyconv.config import Classes
+from fullyconv.images import write_image
 from fullyconv.labels import write_labels
 
 
@@ -92,3 +93,21 @@ def test_check_names_a_picture_that_is_in_train_and_val(run: Run, data: Path, tm
     (found,) = json.loads(run("check", root, "--json", "-")[1])["findings"]
     assert (found["kind"], found["severity"], found["split"]) == ("overlap", "error", "val")
     assert found["files"] == [str(root / "images/val/copy.png"), str(root / "images/train/0.png")]
+
+
+def test_check_of_a_mended_copy_counts_what_fix_counted(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "small"  # pictures smaller than a cell of the coarsest map
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (root / folder / split).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng(i + 10 * (split == "val")).integers(0, 255, (24, 48, 3), dtype=np.uint8)
+            write_image(root / "images" / split / f"{i}.png", pixels)
+            write_labels(root / "labels" / split / f"{i}.png", pixels[..., 0] % 2, Classes.of("a", "b"))
+    (root / "classes.txt").write_text("a\nb\n")
+    out = run("check", root, "--fix", tmp_path / "mended")[1]
+    _, _, counted = out.rpartition("in it: ")
+    run("check", tmp_path / "mended", "--json", tmp_path / "again.json")
+    found = json.loads((tmp_path / "again.json").read_text())["findings"]
+    assert any(finding["kind"] == "field" for finding in found)
+    assert counted.strip() == f"0 errors, {len(found)} warnings"

@@ -34,6 +34,26 @@ def test_an_unknown_setting_is_named_by_its_path() -> None:
     with pytest.raises(ConfigError, match=r"^r\.toml: stages\.0\.fit\.learning_rate: no such setting") as caught:
         Recipe.parse({"stages": [stage(learning_rate=1)]}, source="r.toml")
     assert caught.value.where == "stages.0.fit.learning_rate"
+    assert "; known: accumulate, backbone_lr, batch, " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stage": []}, "stage: no such setting; did you mean stages?"),
+        ({"stages": [{**stage(), "fit": {"step": 3}}]}, "stages.0.fit.step: no such setting; did you mean steps"),
+        (
+            {"stages": [{**stage(), "model": {**MODEL, "heads": {"out": {"clases": 3}}}}]},
+            "stages.0.model.heads.out.clases: no such setting; did you mean classes?",
+        ),
+    ],
+)
+def test_a_setting_that_is_written_wrong_is_told_before_the_one_that_is_missing_for_it(
+    change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe.parse(change)
+    assert str(caught.value).startswith(said)
 
 
 @pytest.mark.parametrize(

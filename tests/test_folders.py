@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -222,6 +225,27 @@ def test_an_output_that_cannot_be_written_is_said_and_the_others_are_done(
     outcomes = run(predictor, [tmp_path / "in"], tmp_path / "out")
     assert outcomes["a.png"].error.startswith(f"{tmp_path}/in/x/a.png: not written")
     assert outcomes["b.png"].status == "done"
+
+
+def test_a_full_disk_stops_before_all_other_pictures_are_computed_for_nothing(
+    predictor: Predictor, make: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for some in "ab":
+        make(*(f"in/{some}{i}.png" for i in range(10)))
+    done: list[str] = []
+    save = PIL.Image.Image.save
+
+    def until_full(self: PIL.Image.Image, file: Any, kind: str, **options: Any) -> None:
+        done.append(file.name)
+        if len(done) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, file, kind, **options)
+
+    monkeypatch.setattr(PIL.Image.Image, "save", until_full)
+    with pytest.raises(ConfigError, match=r"out/..[.]png: no space left; make room and run the same again"):
+        run(predictor, [tmp_path / "in"], tmp_path / "out")
+    assert len(done) < 20
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
 def test_a_file_in_the_place_of_the_folder_is_said(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from user_nets import CELLS, SIZE, WIDTH, Net, layers
 
-from fullyconv.errors import SurgeryError
+from fullyconv.backbones import backbone
+from fullyconv.errors import ConfigError, SurgeryError
 from fullyconv.surgery import convolutionalize
 
 
@@ -142,3 +145,19 @@ def test_what_has_no_convolutional_equal_is_refused_in_one_line(
         convolutionalize(net.eval(), image_size=SIZE)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == "", "torch.fx prints a traceback of its own"
+
+
+@pytest.mark.parametrize(
+    ("net", "image_size", "said"),
+    [
+        ("resnet18", 224, "classifier: got 'resnet18'; expected a torch.nn.Module; fullyconv.backbones.backbone takes"),
+        (nn.Flatten(), (32, 32), r"image_size: got \(32, 32\); expected the side, in pixels, of the square pictures"),
+        (nn.Flatten(), 0, "image_size: got 0; expected the side"),
+    ],
+)
+def test_a_name_for_a_net_and_two_sides_for_one_are_told(net: Any, image_size: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        convolutionalize(net, image_size=image_size)
+    if isinstance(net, nn.Module):
+        with pytest.raises(ConfigError, match=said):
+            backbone(net, image_size=image_size)

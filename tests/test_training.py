@@ -111,6 +111,15 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
         train(recipe(fit=settings(steps=2)), out=tmp_path / "run", resume=True)
 
 
+def test_a_run_cannot_be_among_the_pictures_it_learns_from(data: Path) -> None:
+    before = sorted(data.iterdir())
+    chosen = recipe(fit=settings(steps=1)).model_dump()
+    chosen["stages"][0]["data"] |= {"name": "folder", "root": str(data)}
+    with pytest.raises(ConfigError, match="the run would lie among the pictures; name another folder"):
+        train(Recipe.parse(chosen), out=data)
+    assert sorted(data.iterdir()) == before
+
+
 def test_a_run_cannot_be_where_a_file_is(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(ConfigError, match="cannot be made a folder for the run"):

@@ -104,6 +104,20 @@ def collapsed(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             )
 
 
+def unscored(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """One line for each head of which val has no labels, so that nothing says which model is best.
+
+    Args:
+        scores: as for `collapsed`.
+    """
+    for head, score in scores.items():
+        if not any(one["pixels"] for one in score["per_class"].values()):
+            yield (
+                f"val has no labelled pixel for head {head!r}, all are void: it cannot be scored, and nothing says "
+                "which model of it is best; fullyconv check names the files"
+            )
+
+
 def uninitialised(model: FCN) -> Iterator[str]:
     """One line for the backbone's weights that are all zero, or not finite, so that nothing can be learnt from them.
 

@@ -28,7 +28,7 @@ from fullyconv.errors import CheckpointError, ConfigError, SurgeryError, Unknown
 from fullyconv.locate import locate, locate_outputs, positions
 from fullyconv.lookup import lookup
 from fullyconv.maps import Maps, Tap, measure, refuse_moved, runs, smallest
-from fullyconv.surgery import Plan, Pool, plan
+from fullyconv.surgery import Plan, Pool, plan, refuse_mistaken
 from fullyconv.taps import cut, find_taps
 from fullyconv.transplant import transplant
 from fullyconv.variants import convolve_pools, widen_input
@@ -520,6 +520,7 @@ def _from_object(
     if isinstance(net, Backbone):
         _refuse_others(net, input, geometry, pools)
         return net
+    refuse_mistaken(net, image_size)
     input = input or INPUTS["imagenet"]
     channels = len(input.mean)
     outputs = locate_outputs(net, channels=channels, size=(image_size, image_size))

@@ -120,6 +120,8 @@ def load(folder: str | PathLike[str], *, device: str | torch.device = "cpu", bac
     folder = Path(folder)
     _recover(folder)
     config_file, weights_file = _inside(folder, "config.json"), _inside(folder, "model.safetensors")
+    if not config_file.exists() and (near := sorted(folder.glob("*/config.json"))):
+        raise CheckpointError(f"{folder}: holds no model itself; name the one in {near[0].parent}")
     data = read_json(config_file)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__

@@ -7,11 +7,12 @@ where it is born, with the dotted path of the setting.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -64,19 +65,39 @@ class Config(BaseModel):
         except ValidationError as error:
             # A list whose items are wrong is reported as too short, too.
             errors = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()
-            first = errors[0]
+            # A name that is written wrong leaves another missing, and tells more.
+            first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
             # Where a setting may be of several types, pydantic goes on with the name of the type it tried.
             parts = [str(part) for part in first["loc"]]
             typed = next((i for i, part in enumerate(parts) if "[" in part), len(parts))
             where = ".".join(parts[:typed])
             message = first["msg"].removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
-                message = "no such setting"
+                known = _settings_at(cls, parts)
+                near = difflib.get_close_matches(parts[-1], known, n=3)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+                message = f"no such setting; {hint}"
             silent = first["type"] in {"extra_forbidden", "missing", "value_error"}
             found = "" if silent else f", got {first['input']!r:.80}"
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             prefix = f"{source}: " if source else ""
             raise ConfigError(f"{prefix}{where or cls.__name__}: {message}{found}{more}", where=where) from None
+
+
+def _settings_at(of: type[Config], where: Sequence[str]) -> list[str]:
+    """Names of the settings that stand beside the one at this dotted path, which need not exist itself."""
+
+    def configs_in(annotation: Any) -> list[type[Config]]:
+        if isinstance(annotation, type) and issubclass(annotation, Config):
+            return [annotation]
+        return [config for part in get_args(annotation) for config in configs_in(part)]
+
+    there = [of]
+    for part in where[:-1]:
+        fields = [config.model_fields[part] for config in there if part in config.model_fields]
+        # Else the part is a number in a list, or a name in a table, of what is there.
+        there = [config for field in fields for config in configs_in(field.annotation)] or there
+    return sorted({name for config in there for name in config.model_fields})
 
 
 class ClassInfo(Config):

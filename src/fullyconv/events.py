@@ -76,7 +76,7 @@ class Alarm:
 
     Attributes:
         kind: "collapsed" (one class everywhere), "diverged" (training stops), "start" (a bad first loss), "recipe"
-            (settings that cannot work), "uninitialised" (weights that nothing set).
+            (settings that cannot work), "uninitialised" (weights that nothing set), "unscored" (val has no labels).
         message: what was found and what to do, one line.
     """
 

@@ -336,10 +336,11 @@ def _score(
         events.append(
             Evaluated(store.stage, state.step, scores, mean_iu, best, pictures, seconds=time.monotonic() - begun)
         )
-        lines = list(alarms.collapsed(scores))
-        collapsed = bool(lines)
+        wrong = [("collapsed", line) for line in alarms.collapsed(scores)]
+        wrong += [("unscored", line) for line in alarms.unscored(scores)]
+        collapsed = bool(wrong)
         if not state.collapsed:
-            events += [Alarm(store.stage, state.step, "collapsed", line) for line in lines]
+            events += [Alarm(store.stage, state.step, kind, line) for kind, line in wrong]
     for name in ("best", "last") if best else ("last",):
         events += store.keep(name, scores)
     # Not before the models are written: an interruption until here scores again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -181,7 +182,7 @@ def segment_files(
     Raises:
         ConfigError: an output would replace one of the pictures or lie outside of ``out``, or ``out`` cannot be made;
             or what would be kept is of another picture of the same name, or of a model with other classes or weights,
-            or other looks.
+            or other looks; or the disk is full.
     """
     kinds = (
         {"labels": ".png"}
@@ -292,6 +293,7 @@ def _stream(predictor: Predictor | QuickPredictor, path: Path, targets: Mapping[
             max_pixels=limit if limit < MAX_PIXELS else max(limit, streaming.MAX_PIXELS),
         )
     except (OSError, FullyConvError) as error:
+        _refuse_full(error, target)
         return Outcome(path, "failed", error=one_line(str(error)))
     area = {
         head: {n: shares[n] for n in sorted(shares, key=lambda n: -shares[n]) if shares[n]}
@@ -427,6 +429,7 @@ def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: b
             shares = segmentation.area(head)
             area[head] = {n: shares[n] for n in sorted(shares, key=lambda n: -shares[n]) if shares[n]}
     except (OSError, FullyConvError) as error:
+        _refuse_full(error, target)
         return Outcome(
             Path(segmentation.source), "failed", error=one_line(f"{segmentation.source}: not written: {error}")
         )
@@ -439,6 +442,19 @@ def _write(segmentation: Segmentation, targets: Mapping[str, Path], overwrite: b
         notes=segmentation.notes,
         multiscale=multiscale,
     )
+
+
+def _refuse_full(error: Exception, target: Path | None) -> None:
+    """Stop where no other picture could be written either, before all of them are computed for nothing.
+
+    Raises:
+        ConfigError: there is no space left.
+    """
+    reasons = [reason for reason in (error, error.__cause__) if isinstance(reason, OSError)]
+    if any(reason.errno in (errno.ENOSPC, errno.EDQUOT) for reason in reasons):
+        raise ConfigError(
+            f"{target}: no space left; make room and run the same again, which keeps what is done", where="out"
+        ) from None
 
 
 def begin_results(

@@ -87,8 +87,8 @@ class Run:
                 )
             for where in _differences(begun, recipe, moved=_moved(begun, recipe, before)):
                 raise ConfigError(
-                    f"{folder}: {where} differs from the run's own recipe.json; resume with the same recipe, or choose "
-                    "another folder",
+                    f"{folder}: {where} differs from the run's own recipe.json; "
+                    f"fullyconv train --out {folder} --resume goes on with that; another recipe takes another folder",
                     where=where,
                 )
             _refuse_other_pictures(folder, before, facts)

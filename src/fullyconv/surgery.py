@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from fullyconv import postconditions
 from fullyconv.edits import Edit, Kind, Padding, perform, reads_picture
-from fullyconv.errors import SurgeryError
+from fullyconv.errors import ConfigError, SurgeryError
 from fullyconv.locate import Located, locate, positions
 from fullyconv.lookup import lookup
 from fullyconv.places import WHOLE_PICTURE, Lost, Place
@@ -146,11 +146,32 @@ def plan(net: nn.Module, *, image_size: int = 224, pool: Pool = "keep", channels
             cannot be traced or does not run at ``image_size``.
         AlignmentError: rows and columns of the last map lie differently on the picture.
         UnknownName: no such pool.
+        ConfigError: not a module, or not a size of square pictures.
     """
+    refuse_mistaken(net, image_size)
     lookup("pool", pool, dict.fromkeys(get_args(Pool)))
     graph_module = trace(net)
     located = locate(graph_module, channels=channels, size=(image_size, image_size))
     return _Planner(net, graph_module, located, image_size, channels, pool).plan()
+
+
+def refuse_mistaken(net: object, image_size: object) -> None:
+    """Refuse a name in place of a classifier, and two sides in place of one, which fail deep inside otherwise.
+
+    Raises:
+        ConfigError: says what was given and what is expected.
+    """
+    if not isinstance(net, nn.Module):
+        raise ConfigError(
+            f"classifier: got {net!r:.80}; expected a torch.nn.Module; fullyconv.backbones.backbone takes names",
+            where="classifier",
+        )
+    if not isinstance(image_size, int) or image_size < 1:
+        raise ConfigError(
+            f"image_size: got {image_size!r:.80}; expected the side, in pixels, of the square pictures that the net "
+            "was made for, such as 224",
+            where="image_size",
+        )
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     _refuse_impossible(recipe, own=backbone is not None)
     folder = Path(out)
+    _refuse_among(recipe, folder)
     opened = _open(recipe, open_data)
     _refuse_overlap(opened)
     recipe = _resolved(recipe, [train_data for train_data, _ in opened], own=backbone is not None)
@@ -172,6 +173,17 @@ def _refuse_impossible(recipe: Recipe, *, own: bool) -> None:
             head_weights(stage.fit, stage.model.heads)
         with _named(f"{fit}.device"):
             pick_device(stage.fit.device)
+
+
+def _refuse_among(recipe: Recipe, folder: Path) -> None:
+    """Refuse to put a run into a folder that it learns from.
+
+    Raises:
+        ConfigError: names the folder.
+    """
+    for stage in recipe.stages:
+        if stage.data.root and Path(stage.data.root).is_dir() and Path(stage.data.root).resolve() == folder.resolve():
+            raise ConfigError(f"{folder}: the run would lie among the pictures; name another folder", where="out")
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fullyconv.commands.options import BACKBONE, Data, Dataset, Inputs, Json, output_json, writable
 from fullyconv.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from fullyconv.checking import CheckReport
+    from fullyconv.datasets import SegmentationDataset
 
 EXAMPLES = """\b
 Examples:
@@ -60,12 +64,16 @@ def check(
     if fix is not None:
         refuse_out(fix, splits)  # before all is read
     grid = list(backbones.backbone(backbone).taps.values())[-1].grid
-    with checking(splits) as show:
-        reports = check_splits(splits, on_progress=show)
-    reports = {
-        split: report.with_findings(census.of_field(report.impressions, backbone, grid.field, grid.stride))
-        for split, report in reports.items()
-    }
+
+    def look(at: dict[str, SegmentationDataset]) -> dict[str, CheckReport]:
+        with checking(at) as show:
+            found = check_splits(at, on_progress=show)
+        return {
+            split: report.with_findings(census.of_field(report.impressions, backbone, grid.field, grid.stride))
+            for split, report in found.items()
+        }
+
+    reports = look(splits)
     results: dict[str, Any] = {
         "findings": [{"split": split, **found.json()} for split, report in reports.items() for found in report.findings]
     }
@@ -96,8 +104,7 @@ def check(
     if fix is not None:
         mended = mend(splits, reports, fix)
         copied, _ = _splits(dataset, str(mended.out), wanted)
-        with checking(copied) as show:
-            left = [found for report in check_splits(copied, on_progress=show).values() for found in report.findings]
+        left = [found for report in look(copied).values() for found in report.findings]
         if str(json) != "-":
             for line in mended.done:
                 print(f"done: {line}")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fullyconv.commands.options import Json, output_json
+from fullyconv.commands.options import Json, is_given, output_json
+from fullyconv.errors import ConfigError
 
 EXAMPLES = """\b
 Examples:
@@ -18,6 +19,7 @@ Examples:
 
 
 def explain(
+    context: typer.Context,
     what: Annotated[
         str,
         typer.Argument(
@@ -48,6 +50,12 @@ def explain(
     from fullyconv.presets import PRESETS
 
     net: Any
+    given = [name for name in ("backbone", "classes", "geometry") if is_given(context, name)]
+    if given and (what not in PRESETS or Path(what).is_dir()):
+        raise ConfigError(
+            f"--{given[0]}: goes with a preset ({', '.join(PRESETS)}), and {what} is none; drop it, or name a preset",
+            where=given[0],
+        )
     if Path(what).suffix in (".toml", ".json"):
         net = Recipe.read(what)
     elif Path(what).is_dir():
