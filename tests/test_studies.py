@@ -516,13 +516,13 @@ def test_orders_are_told_as_they_are() -> None:
     alike = "Within a point of each other, of which one seed says nothing: b (20.0) and c (20.0)."
     assert ordering(rows, ["a", "b"], 0, "why") == "The papers' order appears: a < b."
     assert ordering(rows, ["b", "a", "c"], 0, "why") == (
-        "The papers have b < a < c; here a (10.0) is not above b (20.0): why."
+        f"The papers have b < a < c; here it is a (10.0) < b (20.0) < c (20.0): why. {alike}"
     )
     assert ordering(rows, ["a", "b", "c"], 0, "why") == (
         f"The papers' order appears: a < b < c, as far as it can be told. {alike}"
     )
     assert ordering(rows, ["b", "c", "a"], 0, "why", papers=["x", "y", "z"]) == (
-        f"The papers have x < y < z; here a (10.0) is not above b (20.0), a (10.0) is not above c (20.0): why. {alike}"
+        f"The papers have x < y < z; here it is a (10.0) < b (20.0) < c (20.0): why. {alike}"
     )
     assert ordering(rows, ["c", "b", "d"], 0, "why") == (
         "Whether the papers' order appears, c < b < d, cannot be told. Within a point of each other, of which one seed "
@@ -536,12 +536,11 @@ def test_orders_are_told_as_they_are() -> None:
             "Whether the papers' order appears, a < c < b, cannot be told: c without a score."
         )
         assert ordering([*rows[:2], Row("c", [nothing])], ["c", "b", "a"], 0, "why") == (
-            "The papers have c < b < a; here a (10.0) is not above b (20.0): why."
+            "The papers have c < b < a; here it is a (10.0) < b (20.0): why."
         )
     falling = [Row(name, [60 - 0.9 * i]) for i, name in enumerate("abcd")]
     assert ordering(falling, [*"abcd"], 0, "why").startswith(
-        "The papers have a < b < c < d; here c (58.2) is not above a (60.0), d (57.3) is not above a (60.0), "
-        "d (57.3) is not above b (59.1): why. Within a point"
+        "The papers have a < b < c < d; here it is d (57.3) < c (58.2) < b (59.1) < a (60.0): why. Within a point"
     )
 
 

@@ -383,20 +383,23 @@ def ordering(rows: Sequence[Row], names: Sequence[str], at: int, why: str, *, pa
 
     Example:
         >>> ordering([Row("32s", [60.0]), Row("16s", [58.0])], ["32s", "16s"], 0, "the budget is short")
-        'The papers have 32s < 16s; here 16s (58.0) is not above 32s (60.0): the budget is short.'
+        'The papers have 32s < 16s; here it is 16s (58.0) < 32s (60.0): the budget is short.'
     """
     values = {row.name: row.values[at] for row in rows}
     found = [(name, value) for name in names if isinstance(value := values[name], int | float) and math.isfinite(value)]
-    breaks = [
-        f"{high} ({b:.1f}) is not above {low} ({a:.1f})"
-        for (low, a), (high, b) in combinations(found, 2)
-        if a - b > NEAR
+    broken = any(low - high > NEAR for (_, low), (_, high) in combinations(found, 2))
+    if broken:
+        found.sort(key=lambda one: one[1])
+    told = [f"{name} ({value:.1f})" for name, value in found]
+    near = [
+        f"{low} and {high}"
+        for (low, high), ((_, a), (_, b)) in zip(pairwise(told), pairwise(found), strict=True)
+        if abs(b - a) <= NEAR
     ]
-    near = [f"{low} ({a:.1f}) and {high} ({b:.1f})" for (low, a), (high, b) in pairwise(found) if abs(b - a) <= NEAR]
     said = " < ".join(papers or names)
     alike = f"Within a point of each other, of which one seed says nothing: {'; '.join(near)}."
-    if breaks:
-        return f"The papers have {said}; here {', '.join(breaks)}: {why}.{f' {alike}' if near else ''}"
+    if broken:
+        return f"The papers have {said}; here it is {' < '.join(told)}: {why}.{f' {alike}' if near else ''}"
     if missing := [name for name in names if name not in dict(found)]:
         return f"Whether the papers' order appears, {said}, cannot be told: {', '.join(missing)} without a score."
     if not near:
