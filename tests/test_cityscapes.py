@@ -11,7 +11,7 @@ import pytest
 from fullyconv.checking import check
 from fullyconv.datasets import dataset
 from fullyconv.datasets.cityscapes import CLASSES, open_cityscapes
-from fullyconv.errors import DatasetError
+from fullyconv.errors import DatasetError, LabelError
 
 TRAIN, VAL = ("aachen_000000_000019", "bochum_000000_000313", "aachen_000001_000019"), ("lindau_000000_000019",)
 
@@ -59,7 +59,9 @@ def test_what_is_missing_is_said_with_what_was_looked_for(root: Path) -> None:
     with pytest.raises(DatasetError, match=r"leftImg8bit/test: no file NAME_leftImg8bit\.png in it; found nothing"):
         open_cityscapes(root, split="test")
     (root / "gtFine").rename(root.parent / "elsewhere")
-    with pytest.raises(DatasetError, match=r"no Cityscapes; expected leftImg8bit/ and gtFine/; found leftImg8bit/$"):
+    with pytest.raises(
+        DatasetError, match=r"no Cityscapes; expected leftImg8bit/ and gtFine/; found leftImg8bit in .*, and no gtFine$"
+    ):
         open_cityscapes(root)
 
 
@@ -68,3 +70,19 @@ def test_a_label_map_without_its_picture_is_named(root: Path) -> None:
     data = open_cityscapes(root)
     assert len(data) == 2
     assert data.unpaired == [root / f"gtFine/train/aachen/{TRAIN[0]}_gtFine_labelIds.png"]
+
+
+def test_train_ids_under_the_name_of_label_ids_are_refused_and_alone_are_named(root: Path) -> None:
+    (first, *others) = sorted(root.glob("gtFine/train/*/*_labelIds.png"))
+    mini.put(first, mini.grid(0, 18, 255).astype(np.uint8))
+    with pytest.raises(LabelError, match="255 and no id above 18: these are trainIds; expected labelIds"):
+        dataset("cityscapes", root)[0]
+    for path in (first, *others):
+        path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
+    with pytest.raises(DatasetError, match="of the label maps there, labelTrainIds are not read"):
+        dataset("cityscapes", root)
+
+
+def test_a_split_that_there_is_not_names_those_there_are(root: Path) -> None:
+    with pytest.raises(DatasetError, match=r"leftImg8bit/trainval: no such split; expected one of train, val, test"):
+        dataset("cityscapes", root, split="trainval")

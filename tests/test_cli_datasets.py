@@ -87,3 +87,19 @@ def test_what_cannot_be_downloaded_is_one_line(run: Run, tmp_path: Path, monkeyp
         code, _, err = run("datasets", *arguments)
         assert code == 2
         assert err.splitlines()[-1].startswith(f"fullyconv: error: {said}")
+
+
+def test_evaluate_says_which_pictures_it_has_scored(run: Run, tmp_path: Path) -> None:
+    for year in ("VOC2011", "VOC2012"):
+        mini.voc(tmp_path / "VOCdevkit" / year, train=("a", "b"), val=("c",))
+    options = "--backbone tinyvgg --weights none --steps 1 --batch 2 --workers 0 --device cpu --dataset voc"
+    code, _, err = run("train", tmp_path, "--out", tmp_path / "run", *options.split())
+    assert code == 0, err
+    scores = tmp_path / "scores.json"
+    code, out, err = run(
+        "evaluate", tmp_path / "run", tmp_path, "--dataset", "voc", "--json", scores, "--device", "cpu"
+    )
+    assert code == 0, err
+    said = "of VOC2012, VOC2011, VOC2012 is read; to read another, give its folder"
+    assert said in out
+    assert said in json.loads(scores.read_text())["protocol"]["notes"]

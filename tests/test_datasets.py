@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import miniatures as mini
@@ -625,3 +626,26 @@ def test_voc_pairs_load_once_they_have_classes(shared: Path, tmp_path: Path) -> 
         assert 0 in found
         assert 255 in found
         assert len(found) > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("voc", lambda root: mini.voc(root / "VOCdevkit/VOC2012", train=("a",))),
+        ("cityscapes", lambda root: mini.cityscapes(root, train=("aachen_000000_000019",))),
+        ("siftflow", lambda root: mini.siftflow(root / "SiftFlowDataset", trainval=("a",))),
+        ("camvid", lambda root: mini.camvid(root / "CamVid", train=("a",), val=("b",), test=("c",))),
+        ("sbd", lambda root: mini.sbd(root / "benchmark_RELEASE/dataset", train=("a",))),
+    ],
+)
+def test_a_published_data_set_that_is_taken_for_a_folder_is_known_by_its_folders(
+    tmp_path: Path, name: str, make: Callable[[Path], Path]
+) -> None:
+    make(tmp_path)
+    with pytest.raises(DatasetError, match=f"; it looks like {name}, a published data set: name it, --dataset {name}$"):
+        dataset("folder", tmp_path)
+
+
+def test_a_name_in_capitals_is_near() -> None:
+    with pytest.raises(UnknownName, match="no dataset 'VOC'; did you mean 'voc'"):
+        dataset("VOC", "")

@@ -141,3 +141,15 @@ def test_a_table_that_is_a_folder_is_refused(root: Path) -> None:
     table.mkdir()
     with pytest.raises(DatasetError, match=r"labels\.txt: cannot be read as a table of names: Is a directory"):
         dataset("pascal-context", root)
+
+
+def test_the_authors_own_folder_holds_voc_beside_it_as_pascal(tmp_path: Path) -> None:
+    mini.pascal_context(tmp_path / "pascal-context", tmp_path / "pascal/VOC2010", train=("2008_000002",))
+    for root in (tmp_path, tmp_path / "pascal-context"):
+        assert dataset("pascal-context", root).names == ["2008_000002"]
+
+
+def test_annotations_without_their_table_say_what_is_missing(root: Path) -> None:
+    next(root.rglob("labels.txt")).unlink()
+    with pytest.raises(DatasetError, match=r"found trainval in .*, and no labels\.txt"):
+        dataset("pascal-context", root)

@@ -138,3 +138,16 @@ def test_label_files_that_are_wrong_are_refused_in_one_line(release: Path) -> No
     mini.mat(first, GTcls={"Segmentation": mini.grid(0, size=(8, 6))})
     assert "a label map of 8 x 6 for a picture of 6 x 8" in refused()
     assert [f.kind for f in check(data).errors] == ["size"]
+
+
+@pytest.mark.parametrize("below", ["sbd", "sbd/benchmark_RELEASE", "sbd/benchmark_RELEASE/dataset"])
+def test_voc_is_found_beside_the_folder_that_sbd_lies_in(tmp_path: Path, below: str) -> None:
+    mini.sbd(tmp_path / "sbd/benchmark_RELEASE/dataset", train=TRAIN, val=VAL)
+    mini.voc(tmp_path / "VOCdevkit/VOC2011", val=("2007_000033", "2011_003276"))
+    assert open_sbd(tmp_path / below, split="val").names == ["2007_000033"]
+
+
+@pytest.mark.parametrize("split", ["trainaug", "seg12valid"])
+def test_splits_that_voc_makes_of_sbd_name_voc(release: Path, split: str) -> None:
+    with pytest.raises(DatasetError, match=f"{split} is a split of voc, of which SBD is a part; name voc"):
+        open_sbd(release, split=split)

@@ -97,3 +97,9 @@ def test_a_list_of_nothing_but_what_nobody_labelled_is_refused(root: Path) -> No
     mini.names(next(root.rglob("test.txt")), ["street_urb506"])
     with pytest.raises(DatasetError, match="siftflow: no picture is left for test"):
         open_siftflow(root, split="test")
+
+
+def test_the_folder_that_is_missing_is_named(root: Path) -> None:
+    (next(root.rglob("GeoLabels"))).rename(root / "elsewhere")
+    with pytest.raises(DatasetError, match=r"found Images, SemanticLabels in .*, and no GeoLabels"):
+        dataset("siftflow", root)

@@ -243,3 +243,17 @@ def test_real_pairs_read_in_the_layout_of_voc(shared: Path, tmp_path: Path) -> N
     report = check(open_voc(tmp_path))
     assert report.ok
     assert report.void["out"] > 0
+
+
+def test_a_label_of_voc_that_is_missing_is_not_taken_from_sbd(augmented: Path) -> None:
+    data = open_voc(augmented, split="trainaug")
+    own = data.paths(1)[1]
+    assert (augmented / f"benchmark_RELEASE/dataset/cls/{own.stem}.mat").exists()
+    own.unlink()
+    (found,) = check(open_voc(augmented, split="trainaug")).errors
+    assert str(own) in found.files
+
+
+def test_the_authors_own_folder_holds_voc_as_pascal(tmp_path: Path) -> None:
+    mini.voc(tmp_path / "pascal/VOC2011", train=("2007_000032",))
+    assert open_voc(tmp_path).names == ["2007_000032"]

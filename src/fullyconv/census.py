@@ -43,9 +43,6 @@ def of_classes(
     said = split if head == "out" else f"{split}, head {head}"
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
     if not counts.any():
-        if split == "test" and void:
-            detail = f"every pixel of {said} is void: its labels are kept secret, perhaps; nothing can be scored on it"
-            return [Finding("absent", "warning", (), detail)]
         detail = f"no pixel of {said} belongs to a class; expected labels of {', '.join(names[:5])}, ..."
         return [Finding("absent", "error", (), detail)]
     if len(absent) == len(names) - 1 and (len(names) > 1 or void):

@@ -119,8 +119,10 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
             counts[head] += pair.pixels[head]
             shown[head] += pair.pixels[head][:-1] > 0
     found = misfits.reconsidered(bad, data, pairs)
+    labelled = any(counts[head][:-1].any() for head in heads)
+    secret = data.split == "test" and bool(pairs) and not labelled
     # Where no pair can be read, no class occurs, and that says nothing more.
-    for head in heads if pairs or not bad else ():
+    for head in heads if (pairs or not bad) and not secret else ():
         said = counts[head][:-1], int(counts[head][-1]), shown[head]
         found += census.of_classes(head, data.classes[head], data.split, *said)
     if unpaired := tuple(str(path) for path in getattr(data, "unpaired", ())):
@@ -128,11 +130,12 @@ def check(data: SegmentationDataset, *, on_progress: Callable[[int, int], None] 
         have, are = ("1 file has", "is") if len(unpaired) == 1 else (f"{len(unpaired)} files have", "are")
         said_of_them = f"{have} no partner of the same name and {are} left out: {named}"
         found.append(Finding("unpaired", "warning", unpaired, said_of_them))
-    found += census.of_void(pairs) + census.of_sizes(pairs) + duplicates.duplicates(pairs)
+    found += (census.of_void(pairs) if labelled else []) + census.of_sizes(pairs) + duplicates.duplicates(pairs)
     found += _of_forms(forms, data.classes)
     found += misfits.interpolated(pairs) + misfits.moved_in(pairs, data.classes[heads[0]])
     found += misfits.exchanged(data, pairs, numbers) + misfits.not_turned(data, pairs, numbers)
     lines = [census.sizes_line(pairs)]
+    lines += ["every pixel of test is void: its labels are kept secret, perhaps; nothing can be scored on it"] * secret
     lines += [f"{len(files)} of {len(data)} pictures: {kind}, as in {files[0]}" for kind, files in noted.items()]
     return CheckReport(
         findings=(),

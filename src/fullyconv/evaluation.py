@@ -101,6 +101,7 @@ def protocol(
         "dataset": data.name,
         "split": data.split,
         "pictures": len(data),
+        "notes": list(data.notes),
         "label_size": "native",
         "counts": "one confusion matrix over all pictures; void pixels do not count",
         "absent_classes": "without a pixel in the truth: left out of every mean, listed as absent",

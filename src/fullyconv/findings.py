@@ -105,7 +105,7 @@ KINDS: Mapping[str, Kind] = {
         "the later ones are left out where picture and label map are the same",
     ),
     "overlap": Kind(
-        "pictures of the same pixels, file or name in two splits",
+        "pictures of the same pixels, file or name in train and in another split",
         "a picture that is learnt is scored: the score says nothing",
         "drop them from one of the two splits",
         "they are left out of train",
@@ -120,7 +120,7 @@ KINDS: Mapping[str, Kind] = {
         "a picture without a labelled pixel", "there is nothing to learn from it", "label it, or drop it", LEFT_OUT
     ),
     "absent": Kind(
-        "a class without a pixel in the split, or no labelled pixel at all (in test: a warning, they may be secret)",
+        "a class without a pixel in the split, or no labelled pixel at all (of test that is a note)",
         "the class cannot be learnt (train), or has no score (val)",
         "add pictures of it, or take it out of the table",
     ),

@@ -30,4 +30,5 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
         return table[name]
     except KeyError:
         near = difflib.get_close_matches(name, table, n=3, cutoff=0.6)
+        near = near or [known for known in table if known.casefold() == name.casefold()]
         raise UnknownName(kind, name, near, sorted(table)) from None

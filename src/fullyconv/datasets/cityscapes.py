@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from fullyconv.config import Classes, ClassInfo
+import numpy.typing as npt
+
+from fullyconv.config import VOID, Classes, ClassInfo
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, of_folders
-from fullyconv.errors import DatasetError
+from fullyconv.datasets.listed import Files, Listed, Maps, find, lacking, of_folders
+from fullyconv.errors import DatasetError, LabelError
 from fullyconv.values import read_values
 
 # fmt: off
@@ -52,6 +55,7 @@ gtFine/{train,val,test}/CITY/NAME_gtFine_labelIds.png""",
     home="https://www.cityscapes-dataset.com",
     remark="Downloading needs a login there: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip. The labels of "
     "test are not published.",
+    marks=("leftImg8bit",),
 )
 
 
@@ -71,9 +75,32 @@ def open_cityscapes(
     """
     root = Path(root)
     check_inputs(inputs, ("color",), where="cityscapes")
-    folder = find([root, root / "cityscapes", root / "Cityscapes"], "leftImg8bit", "gtFine")
+    candidates, wanted = [root, root / "cityscapes", root / "Cityscapes"], ("leftImg8bit", "gtFine")
+    folder = find(candidates, *wanted)
     if folder is None:
-        raise DatasetError(f"{root}: no Cityscapes; expected leftImg8bit/ and gtFine/; found {inside_of(root)}")
+        raise DatasetError(f"{root}: no Cityscapes; expected leftImg8bit/ and gtFine/; {lacking(candidates, *wanted)}")
     pictures = Files(folder / "leftImg8bit" / split, "_leftImg8bit.png")
-    maps = Maps(Files(folder / "gtFine" / split, "_gtFine_labelIds.png"), read_values, CLASSES)
-    return of_folders("cityscapes", split, pictures, maps, published=ABOUT.pictures, notes=[f"Cityscapes: {folder}"])
+    maps = Maps(Files(folder / "gtFine" / split, "_gtFine_labelIds.png"), read_ids, CLASSES)
+    try:
+        return of_folders(
+            "cityscapes", split, pictures, maps, published=ABOUT.pictures, notes=[f"Cityscapes: {folder}"]
+        )
+    except DatasetError as error:
+        if any(maps.files.folder.glob("*/*_gtFine_labelTrainIds.png")):
+            raise DatasetError(f"{error}; of the label maps there, labelTrainIds are not read") from None
+        raise
+
+
+def read_ids(path: Path) -> npt.NDArray[Any]:
+    """The ids of a label map.
+
+    Raises:
+        LabelError: they are trainIds under the name of labelIds, which would be learnt as other classes.
+    """
+    values = read_values(path)
+    if (values == VOID).any() and values[values != VOID].max(initial=0) < len(SCORED):
+        raise LabelError(
+            path,
+            f"{VOID} and no id above {len(SCORED) - 1}: these are trainIds; expected labelIds, as published",
+        )
+    return values

@@ -31,17 +31,20 @@ class Files:
     """Where the file of each name lies: ``folder / (prefix + name + suffix)``.
 
     Attributes:
-        otherwise: where to look for what is not there.
+        own: the names whose files lie here; None: all.
+        others: where those of all other names lie.
     """
 
     folder: Path
     suffix: str
     prefix: str = ""
-    otherwise: Files | None = None
+    own: frozenset[str] | None = None
+    others: Files | None = None
 
     def of(self, name: str) -> Path:
-        path = self.folder / f"{self.prefix}{name}{self.suffix}"
-        return path if self.otherwise is None or path.is_file() else self.otherwise.of(name)
+        if self.own is not None and self.others is not None and name not in self.own:
+            return self.others.of(name)
+        return self.folder / f"{self.prefix}{name}{self.suffix}"
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,8 @@ def of_folders(
     Raises:
         DatasetError: no such folder, or no picture of the split in it.
     """
+    if split not in published and not pictures.folder.is_dir():
+        raise DatasetError(f"{pictures.folder}: no such split; expected one of {', '.join(published)}")
     names = [picture for picture in below(pictures.folder, pictures.suffix) if keep(picture)]
     if not names:
         raise DatasetError(f"{pictures.folder}: no picture of {split!r}; expected a split of {', '.join(published)}")
@@ -250,6 +255,16 @@ def resolved(root: str | PathLike[str]) -> Path:
 def find(candidates: Iterable[Path], *inside: str) -> Path | None:
     """The first of these folders in which all this lies."""
     return next((folder for folder in candidates if all((folder / name).exists() for name in inside)), None)
+
+
+def lacking(candidates: Sequence[Path], *inside: str) -> str:
+    """What was found where `find` finds none: the folder that has most of it and what it has not, or what there is."""
+    there = {folder: [name for name in inside if (folder / name).exists()] for folder in candidates}
+    best = max(candidates, key=lambda folder: len(there[folder]))
+    if not there[best]:
+        return f"found {inside_of(candidates[0])}"
+    missing = " and no ".join(name for name in inside if name not in there[best])
+    return f"found {', '.join(there[best])} in {best}, and no {missing}"
 
 
 def inside_of(root: Path) -> str:

@@ -54,6 +54,7 @@ nyud/{train,val,test}.txt""",
     ),
     remark="The download is the FCN authors', and so are the lists. Inputs: color, depth (in millimetres), hha; where "
     "there is depth and no hha/, it is computed.",
+    marks=("NYUDv2",),
 )
 
 FOLDERS = {"color": "images", "depth": "depth", "hha": "hha"}

@@ -23,7 +23,7 @@ from fullyconv.archives import Archive
 from fullyconv.config import Classes
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, read_names, resolved
+from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, lacking, read_names, resolved
 from fullyconv.datasets.mat import read_mat
 from fullyconv.datasets.voc import VOC2010, voc_folders
 from fullyconv.errors import DatasetError, LabelError
@@ -73,6 +73,7 @@ ABOUT = About(
         VOC2010,
     ),
     remark="Background is any of the 459 labels that is none of the 59.",
+    marks=("pascal-context", "59_context_labels", "33_context_labels"),
 )
 ABOUT_59 = replace(
     ABOUT,
@@ -141,7 +142,7 @@ def _open(root: Path, name: str, split: str, inputs: Sequence[str], classes: Cla
     if folder is None and ready is None:
         raise DatasetError(
             f"{root}: no PASCAL-Context; expected a folder with trainval/NAME.mat and labels.txt, or {png}/; "
-            f"found {inside_of(root)}"
+            f"{lacking(places, 'trainval', 'labels.txt')}"
         )
     base = ready or folder or root
     bases = dict.fromkeys((root, base, base.parent))
@@ -161,8 +162,8 @@ def _open(root: Path, name: str, split: str, inputs: Sequence[str], classes: Cla
             notes.append("no 59_labels.txt: the ids of 59_context_labels/ are taken for those of `fullyconv datasets`")
         else:
             numbers = _read_numbers(table)
-        if lacking := [name for name in wanted if name not in numbers]:
-            notes.append(f"{table.name} has no {', '.join(lacking)}: they cannot occur")
+        if absent := [name for name in wanted if name not in numbers]:
+            notes.append(f"{table.name} has no {', '.join(absent)}: they cannot occur")
         if classes is CLASSES_33:
             notes.append("no 33_context_labels/: the 33 classes are read from trainval/ by their names")
         files = Files(base / "trainval", ".mat") if ready is None else Files(ready / png, ".png")

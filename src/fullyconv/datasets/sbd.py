@@ -5,6 +5,7 @@ Hariharan, Arbelaez, Bourdev, Maji, Malik: Semantic contours from inverse detect
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -14,7 +15,7 @@ from fullyconv.archives import Archive
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
 from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names, resolved
-from fullyconv.datasets.voc import CLASSES, VOC2011, open_valid, read_either, sbd_candidates, voc_folders
+from fullyconv.datasets.voc import CLASSES, VALID, VOC2011, open_valid, read_either, sbd_candidates, voc_folders
 from fullyconv.errors import DatasetError
 
 ABOUT = About(
@@ -38,6 +39,7 @@ VOCdevkit/VOC2011/...                            beside it, for seg11valid""",
     ),
     remark="train is what the papers learn; val is VOC's seg11valid, on which they score, where VOC2011 is there, else "
     "SBD's own 2,857 pictures.",
+    marks=("benchmark_RELEASE",),
 )
 
 
@@ -74,16 +76,17 @@ def open_sbd(
             if split == "seg11valid":
                 raise
             notes.append(f"val is SBD's own, not VOC's seg11valid: {error}")
+    if split == "trainaug" or re.fullmatch(VALID, split):
+        raise DatasetError(f"{folder}: {split} is a split of voc, of which SBD is a part; name voc, and its folder")
     maps = Maps(Files(folder / "cls", ".mat"), read_either, CLASSES)
     names = read_names(folder / f"{split}.txt")
     return Listed("sbd", split, names, {"color": Files(folder / "img", ".jpg")}, {"out": maps}, notes)
 
 
 def _seg11valid(root: Path, folder: Path, split: str) -> Listed:
-    bases = dict.fromkeys((root, folder.parent, folder.parent.parent))
     refusals = []
-    # The authors' own folder is data/, with data/pascal/VOC2011 and data/sbdd/dataset.
-    for base in (place for parent in bases for place in (parent, parent / "pascal")):
+    # In the folder that is named, in those that SBD lies in, as sbd/benchmark_RELEASE/dataset, or beside any.
+    for base in dict.fromkeys((root, *folder.parents[:3], root.parent)):
         if years := voc_folders(base):
             try:
                 return replace(open_valid(years, "VOC2011", train=folder / "train.txt", name="sbd"), split=split)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fullyconv.archives import Archive
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, read_names
+from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, lacking, read_names
 from fullyconv.datasets.mat import read_mat
 from fullyconv.errors import DatasetError
 
@@ -60,6 +60,7 @@ SiftFlowDataset/{trainval,test}.txt""",
     ),
     remark="The lists are the FCN authors'. Cow, desert and moon do not occur in test; a class that does not occur is "
     "in no mean.",
+    marks=("SemanticLabels", "SiftFlowDataset"),
 )
 
 UNLABELLED = frozenset({"highway_bost181", "street_urb506"})
@@ -87,11 +88,12 @@ def open_siftflow(
     root = Path(root)
     check_inputs(inputs, ("color",), where="siftflow")
     candidates = [root, *(root / name for name in ("SiftFlowDataset", "siftflow", "sift-flow"))]
-    folder = find(candidates, "Images", "SemanticLabels", "GeoLabels")
+    wanted = "Images", "SemanticLabels", "GeoLabels"
+    folder = find(candidates, *wanted)
     if folder is None:
         raise DatasetError(
             f"{root}: no SIFT Flow; expected Images/, SemanticLabels/, GeoLabels/, trainval.txt and test.txt; "
-            f"found {inside_of(root)}"
+            f"{lacking(candidates, *wanted)}"
         )
     notes = [f"SIFT Flow: {folder}"]
     # --download puts the lists into SiftFlowDataset/, whatever folder the archive unpacks into.

@@ -60,6 +60,7 @@ VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val,trainval}.txt""",
     archives=(VOC2012,),
     remark="The numbers are VOC2012's. seg11valid needs VOC2011 and SBD beside it, or its list; trainaug needs SBD, or "
     "SegmentationClassAug/ and its list. Of test, only VOC2007 publishes the labels.",
+    marks=("VOCdevkit", "VOC2007", "VOC2010", "VOC2011", "VOC2012"),
 )
 
 
@@ -171,7 +172,8 @@ def open_trainaug(years: Mapping[str, Path], *, train: Path | None) -> Listed:
     own, held_out = read_names(folder / LISTS / "train.txt"), set(read_names(folder / LISTS / "val.txt"))
     added = [name for part in (train, train.with_name("val.txt")) for name in read_names(part)]
     names = [name for name in dict.fromkeys([*own, *added]) if name not in held_out]
-    labels = Files(folder / "SegmentationClass", ".png", otherwise=Files(train.parent / "cls", ".mat"))
+    sbd = Files(train.parent / "cls", ".mat")
+    labels = Files(folder / "SegmentationClass", ".png", own=frozenset(own), others=sbd)
     notes = [f"trainaug: {len(own)} of VOC2012's train and {len(names) - len(own)} of SBD ({train.parent})"]
     return Listed("voc", "trainaug", names, pictures, {"out": Maps(labels, read_either, CLASSES)}, notes)
 
@@ -185,8 +187,9 @@ def voc_folders(root: Path) -> dict[str, Path]:
     """The folders of VOC at and below ``root`` by their name, such as "VOC2012", newest first."""
     if (root / "JPEGImages").is_dir():
         return {root.name: root}
-    # VOC2011 unpacks into TrainVal/VOCdevkit.
-    found = [f for below in ("", "VOCdevkit/", "TrainVal/VOCdevkit/") for f in sorted(root.glob(f"{below}VOC2[0-9]*"))]
+    # VOC2011 unpacks into TrainVal/VOCdevkit; the authors' own folder is data/, with data/pascal/VOC2011.
+    places = ("", "VOCdevkit/", "TrainVal/VOCdevkit/", "pascal/")
+    found = [folder for below in places for folder in sorted(root.glob(f"{below}VOC2[0-9]*"))]
     years: dict[str, Path] = {}
     for folder in found:
         if (folder / "JPEGImages").is_dir():
