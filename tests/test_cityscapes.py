@@ -74,7 +74,9 @@ def test_a_label_map_without_its_picture_is_named(root: Path) -> None:
 
 def test_train_ids_under_the_name_of_label_ids_are_refused_and_alone_are_named(root: Path) -> None:
     (first, *others) = sorted(root.glob("gtFine/train/*/*_labelIds.png"))
-    mini.put(first, mini.grid(0, 18, 255).astype(np.uint8))
+    mini.put(first, mini.grid(0, 7, 8, 255).astype(np.uint8))
+    assert dataset("cityscapes", root)[0].labels["out"].tolist() == mini.grid(255, 0, 1, 255).tolist()
+    mini.put(first, mini.grid(0, 1, 2, 10, 18, 255).astype(np.uint8))
     with pytest.raises(LabelError, match="255 and no id above 18: these are trainIds; expected labelIds"):
         dataset("cityscapes", root)[0]
     for path in (first, *others):
