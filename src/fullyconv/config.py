@@ -68,7 +68,7 @@ class Config(BaseModel):
             # A name that is written wrong leaves another missing, and tells more.
             first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
             # Where a setting may be of several types, pydantic goes on with the name of the type it tried.
-            parts = [str(part) for part in first["loc"]]
+            parts = [_shorten(str(part)) for part in first["loc"]]
             typed = next((i for i, part in enumerate(parts) if "[" in part), len(parts))
             where = ".".join(parts[:typed])
             message = first["msg"].removeprefix("Value error, ")
@@ -82,6 +82,16 @@ class Config(BaseModel):
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             prefix = f"{source}: " if source else ""
             raise ConfigError(f"{prefix}{where or cls.__name__}: {message}{found}{more}", where=where) from None
+
+
+def _shorten(name: str, most: int = 80) -> str:
+    """A name that somebody else has written, cut where it is too long to be one.
+
+    Example:
+        >>> _shorten("learning_rate", most=8)
+        'learn...'
+    """
+    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def _settings_at(of: type[Config], where: Sequence[str]) -> list[str]:
