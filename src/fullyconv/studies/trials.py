@@ -275,7 +275,16 @@ def learn(setup: Setup, variants: Sequence[Variant], tell: Tell) -> list[Learnt]
         folder = setup.out / "nets" / slug(variant.name)
         tell(Said(f"{variant.name}: {number + 1} of {len(variants)}"))
         recipe = Recipe(name=slug(variant.name), stages=tuple(stages))
-        train(recipe, out=folder, resume=True, on_event=tell, check=number == 0, open_data=variant.open_data)
+        try:
+            train(recipe, out=folder, resume=True, on_event=tell, check=number == 0, open_data=variant.open_data)
+        except ConfigError as error:
+            if "differs from the run's own" not in str(error):
+                raise
+            raise ConfigError(
+                f"{folder}: holds a net that learnt otherwise ({error.where}), of another study or of other options; "
+                "name another --out, or remove it",
+                where="out",
+            ) from None
         done.append(outcome(variant.name, folder))
     return done
 
