@@ -44,6 +44,13 @@ def stopped(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_the_demo_does_not_lie_among_somebodys_pictures(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(ConfigError, match="labels: the demo would lie beside somebody's pictures; name another --out"):
+        story.demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+
 @pytest.mark.parametrize("name", ["fcn/recipe.json", "results.json", "report.html", "classifier.safetensors"])
 def test_the_demo_replaces_nothing_that_no_demo_has_made(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)

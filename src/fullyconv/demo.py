@@ -70,7 +70,7 @@ def demo(
         what ``results.json`` holds: mean IU of the three nets on held-out scenes (0..1), minutes, and the checks.
 
     Raises:
-        ConfigError: ``out`` holds something by one of these names that no demo has made.
+        ConfigError: ``out`` holds something by one of these names that no demo has made, or labelled pictures.
     """
     started = time.monotonic()
     folder = Path(out)
@@ -111,6 +111,10 @@ def demo(
 
 
 def _refuse_foreign(folder: Path) -> None:
+    if pictures := [folder / name for name in ("images", "labels") if (folder / name).is_dir()]:
+        raise ConfigError(
+            f"{pictures[0]}: the demo would lie beside somebody's pictures; name another --out", where="out"
+        )
     first = folder / WRITTEN[0]
     if first.is_file():
         with suppress(CheckpointError):
