@@ -257,3 +257,11 @@ def test_a_label_of_voc_that_is_missing_is_not_taken_from_sbd(augmented: Path) -
 def test_the_authors_own_folder_holds_voc_as_pascal(tmp_path: Path) -> None:
     mini.voc(tmp_path / "pascal/VOC2011", train=("2007_000032",))
     assert open_voc(tmp_path).names == ["2007_000032"]
+
+
+def test_a_list_of_another_length_than_the_published_is_said(devkit: Path, augmented: Path) -> None:
+    said = "train: 2 pictures, where 1,464 are published"
+    assert said in open_voc(augmented, split="train").notes
+    assert "trainaug: 5 pictures, where 10,582 are published" in open_voc(augmented, split="trainaug").notes
+    # Of other years nothing is known.
+    assert not any("published" in note for note in open_voc(devkit / "VOCdevkit/VOC2011", split="train").notes)

@@ -208,9 +208,19 @@ def of_folders(
     files, known, alone = maps.files, set(names), list[Path]()
     if files.folder not in pictures.folder.parents:  # where much else may lie below it
         alone = [files.of(label) for label in below(files.folder, files.suffix) if label not in known and keep(label)]
-    if (expected := published.get(split, 0)) not in (0, len(names)):
-        notes = [*notes, f"{split}: {len(names):,} pictures, where {expected:,} are published"]
+    notes = [*notes, *unlike_published(split, len(names), published)]
     return Listed(name, split, names, {"color": pictures}, {"out": maps}, notes, [*strangers, *alone])
+
+
+def unlike_published(split: str, count: int, published: Mapping[str, int]) -> list[str]:
+    """A note of a split that has not as many pictures as are published; none where it has, or nobody knows.
+
+    Example:
+        >>> unlike_published("train", 367, {"train": 367}), unlike_published("val", 3, {"val": 1449})
+        ([], ['val: 3 pictures, where 1,449 are published'])
+    """
+    expected = published.get(split, 0)
+    return [f"{split}: {count:,} pictures, where {expected:,} are published"] if expected not in (0, count) else []
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -13,7 +13,16 @@ from pathlib import Path
 from fullyconv.archives import Archive
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import CHANNELS, HHA_OF_NYUD_DEPTH, check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, inside_of, read_names
+from fullyconv.datasets.listed import (
+    Files,
+    Listed,
+    Maps,
+    classes_from_one,
+    find,
+    inside_of,
+    read_names,
+    unlike_published,
+)
 from fullyconv.datasets.mat import read_mat
 from fullyconv.errors import DatasetError
 
@@ -91,6 +100,7 @@ def open_nyud(
         parts = ["train", "val"]
         notes.append("no trainval.txt: trainval is what train.txt and val.txt name")
     names = [name for part in parts for name in read_names((find(lists, f"{part}.txt") or folder) / f"{part}.txt")]
+    notes += unlike_published(split, len(names), ABOUT.pictures)
     pictures = {name: Files(folder / "data" / FOLDERS[name], ".png", "img_") for name in inputs}
     if "hha" in inputs and not pictures["hha"].folder.is_dir() and (folder / "data" / "depth").is_dir():
         of_depth = Files(folder / "data" / "depth", ".png", "img_")

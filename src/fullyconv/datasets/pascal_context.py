@@ -23,7 +23,17 @@ from fullyconv.archives import Archive
 from fullyconv.config import Classes
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, lacking, read_names, resolved
+from fullyconv.datasets.listed import (
+    Files,
+    Listed,
+    Maps,
+    classes_from_one,
+    find,
+    lacking,
+    read_names,
+    resolved,
+    unlike_published,
+)
 from fullyconv.datasets.mat import read_mat
 from fullyconv.datasets.voc import VOC2010, voc_folders
 from fullyconv.errors import DatasetError, LabelError
@@ -152,6 +162,7 @@ def _open(root: Path, name: str, split: str, inputs: Sequence[str], classes: Cla
     notes = [f"PASCAL-Context: {base}, pictures of {pictures}"]
     lists = [base / f"{split}.txt", pictures / "ImageSets" / "Main" / f"{split}.txt"]
     names = read_names(next((path for path in lists if path.is_file()), lists[-1]))
+    notes += unlike_published(split, len(names), ABOUT.pictures)
     if ready is not None and classes is CLASSES_33:
         maps = Maps(Files(ready / png, ".png"), read_values, classes)
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from fullyconv.archives import Archive
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names, resolved
+from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names, resolved, unlike_published
 from fullyconv.datasets.voc import CLASSES, VALID, VOC2011, open_valid, read_either, sbd_candidates, voc_folders
 from fullyconv.errors import DatasetError
 
@@ -80,6 +80,7 @@ def open_sbd(
         raise DatasetError(f"{folder}: {split} is a split of voc, of which SBD is a part; name voc, and its folder")
     maps = Maps(Files(folder / "cls", ".mat"), read_either, CLASSES)
     names = read_names(folder / f"{split}.txt")
+    notes += unlike_published(split, len(names), ABOUT.pictures)
     return Listed("sbd", split, names, {"color": Files(folder / "img", ".jpg")}, {"out": maps}, notes)
 
 

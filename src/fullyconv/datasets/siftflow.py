@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fullyconv.archives import Archive
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, lacking, read_names
+from fullyconv.datasets.listed import Files, Listed, Maps, classes_from_one, find, lacking, read_names, unlike_published
 from fullyconv.datasets.mat import read_mat
 from fullyconv.errors import DatasetError
 
@@ -105,6 +105,7 @@ def open_siftflow(
     if unlabelled := sorted(UNLABELLED & set(names)):
         notes.append(f"left out, since nobody has labelled them: {', '.join(unlabelled)}")
         names = [name for name in names if name not in UNLABELLED]
+    notes += unlike_published(listed, len(names), ABOUT.pictures)
     maps = {
         "semantic": Maps(Files(folder / "SemanticLabels" / SCENES, ".mat"), partial(read_mat, variable="S"), SEMANTIC),
         "geometric": Maps(Files(folder / "GeoLabels" / SCENES, ".mat"), _read_geometric, GEOMETRIC),

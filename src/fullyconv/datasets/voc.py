@@ -19,7 +19,7 @@ from fullyconv.archives import Archive
 from fullyconv.config import Classes
 from fullyconv.datasets.base import About
 from fullyconv.datasets.inputs import check_inputs
-from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names, resolved
+from fullyconv.datasets.listed import Files, Listed, Maps, find, inside_of, read_names, resolved, unlike_published
 from fullyconv.datasets.mat import read_mat
 from fullyconv.errors import DatasetError
 from fullyconv.values import read_values
@@ -101,7 +101,9 @@ def open_voc(
     notes = [f"PASCAL VOC: {folder}"]
     if len(years) > 1:
         notes.append(f"of {', '.join(years)}, {name} is read; to read another, give its folder")
-    return _open(folder, split, read_names(folder / LISTS / f"{split}.txt"), notes)
+    names = read_names(folder / LISTS / f"{split}.txt")
+    notes += unlike_published(split, len(names), ABOUT.pictures if name == "VOC2012" else {})
+    return _open(folder, split, names, notes)
 
 
 def open_valid(years: Mapping[str, Path], year: str, *, train: Path | None, name: str = "voc") -> Listed:
@@ -122,7 +124,8 @@ def open_valid(years: Mapping[str, Path], year: str, *, train: Path | None, name
     if (folder := find(order, f"{LISTS}/{split}.txt")) is not None:
         path = folder / LISTS / f"{split}.txt"
         names = read_names(path)
-        return _open(folder, split, names, [f"{split}: the {len(names)} names of {path}"], name)
+        notes = [f"{split}: the {len(names)} names of {path}", *unlike_published(split, len(names), ABOUT.pictures)]
+        return _open(folder, split, names, notes, name)
     if year not in years or train is None:
         lacking = [f"{year}/{LISTS}/val.txt"] * (year not in years) + ["SBD's train.txt"] * (train is None)
         raise DatasetError(
@@ -134,7 +137,7 @@ def open_valid(years: Mapping[str, Path], year: str, *, train: Path | None, name
     if not names:
         raise DatasetError(f"{train}: names every picture of val of {years[year]}; expected SBD's train list")
     note = f"{split}: {len(names)} of the {len(held_out)} pictures of {year}'s val, those that {train} has not"
-    return _open(years[year], split, names, [note], name)
+    return _open(years[year], split, names, [note, *unlike_published(split, len(names), ABOUT.pictures)], name)
 
 
 def open_trainaug(years: Mapping[str, Path], *, train: Path | None) -> Listed:
@@ -161,9 +164,9 @@ def open_trainaug(years: Mapping[str, Path], *, train: Path | None) -> Listed:
         # Some lists give paths: /JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png
         names = list(dict.fromkeys(Path(name).stem for name in read_names(path)))
         maps = Maps(Files(folder / "SegmentationClassAug", ".png"), read_values, CLASSES)
-        return Listed(
-            "voc", "trainaug", names, pictures, {"out": maps}, [f"trainaug: the {len(names)} names of {path}"]
-        )
+        notes = [f"trainaug: the {len(names)} names of {path}"]
+        notes += unlike_published("trainaug", len(names), ABOUT.pictures)
+        return Listed("voc", "trainaug", names, pictures, {"out": maps}, notes)
     if train is None or not (train.parent / "cls").is_dir():
         raise DatasetError(
             f"{folder}: no SegmentationClassAug/, and to make trainaug SBD is missing; expected SBD "
@@ -175,6 +178,7 @@ def open_trainaug(years: Mapping[str, Path], *, train: Path | None) -> Listed:
     sbd = Files(train.parent / "cls", ".mat")
     labels = Files(folder / "SegmentationClass", ".png", own=frozenset(own), others=sbd)
     notes = [f"trainaug: {len(own)} of VOC2012's train and {len(names) - len(own)} of SBD ({train.parent})"]
+    notes += unlike_published("trainaug", len(names), ABOUT.pictures)
     return Listed("voc", "trainaug", names, pictures, {"out": Maps(labels, read_either, CLASSES)}, notes)
 
 
